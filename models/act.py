@@ -1,0 +1,169 @@
+"""Adaptive computation time: the one wrapper every architecture shares.
+
+A call advances each row of the batch by one deep-supervision step. The carry persists over calls: rows that have
+halted are reset and take the next puzzle from the batch, the others go on with the puzzle they hold, and the batch's
+row for them is not used (TRM paper, section 2.4; HRM paper, "Adaptive computational time").
+
+    carry = model.initial_carry(batch)              # every row halted, so the first call takes the whole batch
+    carry, outputs = model(carry=carry, batch=batch)
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from torch import Tensor, nn
+
+from models.sparse_embedding import CastedSparseEmbedding
+
+
+class ACTConfig(BaseModel):
+    """What every architecture is configured with; unknown keys are refused. The first four come from the data."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    batch_size: int = Field(gt=0)
+    seq_len: int = Field(gt=0)
+    vocab_size: int = Field(gt=0)
+    num_puzzle_identifiers: int = Field(gt=0)
+
+    hidden_size: int = Field(512, gt=0)
+    num_heads: int = Field(8, gt=0)
+    expansion: float = Field(4, gt=0)
+    pos_encodings: Literal["rope", "learned", "none"] = "rope"
+    rope_theta: float = Field(10000.0, gt=0)
+    rms_norm_eps: float = Field(1e-5, gt=0)
+    mlp_t: bool = False  # mix tokens with an MLP over positions instead of attention
+
+    puzzle_emb_ndim: int = Field(0, ge=0)  # 0: no puzzle embedding
+    puzzle_emb_len: int = Field(0, ge=0)  # tokens it fills; 0: as many as its numbers need
+
+    halt_max_steps: int = Field(16, gt=0)
+    halt_exploration_prob: float = Field(0.1, ge=0, le=1)
+    no_ACT_continue: bool = (
+        True  # halt on q_halt > 0; otherwise on q_halt > q_continue, which needs a second pass to train
+    )
+
+    forward_dtype: Literal["bfloat16", "float32", "float16"] = "bfloat16"
+
+    # Whether q_continue is trained where `no_ACT_continue` is false.
+    trains_q_continue: ClassVar[bool] = True
+
+    @model_validator(mode="after")
+    def _check_heads(self) -> ACTConfig:
+        if self.hidden_size < self.num_heads:
+            raise ValueError(f"hidden_size={self.hidden_size} is smaller than num_heads={self.num_heads}")
+        if self.pos_encodings == "rope" and not self.mlp_t and (self.hidden_size // self.num_heads) % 2:
+            raise ValueError(
+                f"hidden_size={self.hidden_size} over num_heads={self.num_heads} gives an odd head size, "
+                "which rope cannot rotate; use pos_encodings=learned or another number of heads"
+            )
+        return self
+
+    @property
+    def puzzle_tokens(self) -> int:
+        """Latent positions in front of the grid's cells: none without a puzzle embedding."""
+        return (
+            0
+            if self.puzzle_emb_ndim == 0
+            else self.puzzle_emb_len or -(-self.puzzle_emb_ndim // self.hidden_size)
+        )
+
+    @property
+    def latent_length(self) -> int:
+        """Positions of every latent: 16 + 900 = 916 on ARC."""
+        return self.puzzle_tokens + self.seq_len
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return getattr(torch, self.forward_dtype)
+
+
+@dataclass
+class ACTCarry:
+    """State between calls; dimension 0 of every tensor is the batch slot.
+
+    `inner_carry`: the latents; `steps` int32 [batch]; `halted` bool [batch]; `current_data`: the rows being solved.
+    """
+
+    inner_carry: Any
+    steps: Tensor
+    halted: Tensor
+    current_data: dict[str, Tensor]
+
+
+class ACTModel(nn.Module):
+    """Carry, data swapping, halting. An architecture names its `config_class` and `inner_class`."""
+
+    config_class: ClassVar[type[ACTConfig]]
+    inner_class: ClassVar[type[nn.Module]]
+    carry_class: ClassVar[type[ACTCarry]] = ACTCarry
+
+    def __init__(self, config: dict[str, Any]):
+        super().__init__()
+        self.config = self.config_class(**config)
+        self.inner: Any = self.inner_class(self.config)
+
+    @property
+    def puzzle_emb(self) -> CastedSparseEmbedding | None:
+        """The puzzle table, or None with ``puzzle_emb_ndim=0``."""
+        return getattr(self.inner, "puzzle_emb", None)
+
+    def initial_carry(self, batch: dict[str, Tensor]) -> ACTCarry:
+        """A carry in which every row has halted, so that the next call starts on `batch`."""
+        inputs = batch["inputs"]
+        rows = inputs.shape[0]
+        return self.carry_class(
+            inner_carry=self.inner.empty_carry(rows),
+            steps=torch.zeros(rows, dtype=torch.int32, device=inputs.device),
+            halted=torch.ones(rows, dtype=torch.bool, device=inputs.device),
+            current_data={key: torch.zeros_like(value) for key, value in batch.items()},
+        )
+
+    def forward(
+        self, carry: ACTCarry, batch: dict[str, Tensor], min_halt_steps: Tensor | None = None
+    ) -> tuple[ACTCarry, dict[str, Tensor]]:
+        """One deep-supervision step.
+
+        `min_halt_steps` int32 [batch]: in training no row halts earlier; drawn from the global generator when absent
+        (the trainer passes its own, a function of the seed, the step and the slot). In evaluation every row runs
+        exactly `halt_max_steps`.
+        """
+        inner_carry = self.inner.reset_carry(carry.halted, carry.inner_carry)
+        data = {
+            key: torch.where(carry.halted.view(-1, *[1] * (held.ndim - 1)), batch[key], held)
+            for key, held in carry.current_data.items()
+        }
+        inner_carry, logits, (q_halt, q_continue) = self.inner(inner_carry, data)
+        outputs = {"logits": logits, "q_halt_logits": q_halt, "q_continue_logits": q_continue}
+
+        with torch.no_grad():
+            steps = torch.where(carry.halted, 0, carry.steps) + 1
+            last = steps >= self.config.halt_max_steps
+            halted = last
+            if self.training and self.config.halt_max_steps > 1:
+                if min_halt_steps is None:
+                    min_halt_steps = self.explore(torch.rand(2, len(steps), device=steps.device))
+                halted = last | (self.wants_to_halt(outputs) & (steps >= min_halt_steps))
+                if not self.config.no_ACT_continue and self.config.trains_q_continue:
+                    _, _, (next_halt, next_continue) = self.inner(inner_carry, data)
+                    best = torch.where(last, next_halt, torch.maximum(next_halt, next_continue))
+                    outputs["target_q_continue"] = torch.sigmoid(best)
+        return self.carry_class(inner_carry, steps, halted, data), outputs
+
+    def wants_to_halt(self, outputs: dict[str, Tensor]) -> Tensor:
+        """Bool [batch]: the rows whose halt head says that they are done."""
+        threshold = 0 if self.config.no_ACT_continue else outputs["q_continue_logits"]
+        return outputs["q_halt_logits"] > threshold
+
+    def explore(self, uniform: Tensor) -> Tensor:
+        """Fewest steps before each row may halt, int32 [batch], from two uniforms [2, batch] in [0, 1).
+
+        With probability `halt_exploration_prob` it is uniform over 2 .. `halt_max_steps` inclusive, otherwise 0.
+        """
+        choices = self.config.halt_max_steps - 1
+        steps = 2 + (uniform[1] * choices).to(torch.int32).clamp_max(choices - 1)
+        return torch.where(uniform[0] < self.config.halt_exploration_prob, steps, 0)

@@ -1,0 +1,1 @@
+"""One file for each architecture: its latents, its levels and its cycle."""

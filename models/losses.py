@@ -57,6 +57,8 @@ class ACTLossHead(nn.Module):
     Rows without any label (padding) count nowhere, in the halting losses neither.
     """
 
+    model: Any  # an ACTModel
+
     def __init__(self, model: nn.Module, loss_type: str):
         super().__init__()
         if loss_type not in LOSSES:
@@ -65,7 +67,7 @@ class ACTLossHead(nn.Module):
         self.loss_fn = LOSSES[loss_type]
 
     def initial_carry(self, batch: dict[str, Tensor]) -> Any:
-        return self.model.initial_carry(batch)  # type: ignore[operator]
+        return self.model.initial_carry(batch)
 
     def forward(
         self, return_keys: Collection[str] = (), **model_kwargs: Any

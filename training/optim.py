@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from models.sparse_embedding import CastedSparseEmbedding
+from training.config_schema import PretrainConfig
 
 # Muon orthogonalises the update of a matrix; these are matrices only in shape: look-up tables and read-outs.
 NOT_FOR_MUON = ("embed_tokens", "embed_pos", "lm_head", "q_head")
@@ -98,13 +99,13 @@ class SignSGD(Optimizer):
     def __init__(
         self,
         table: CastedSparseEmbedding,
-        lr: float = 1e-2,
+        base_lr: float = 1e-2,
         weight_decay: float = 0.1,
         gather: Callable[[Tensor], Tensor] = lambda rows: rows,
     ):
         self.table = table
         self.gather = gather
-        super().__init__([table.weights], {"lr": lr, "weight_decay": weight_decay})
+        super().__init__([table.weights], {"lr": base_lr, "base_lr": base_lr, "weight_decay": weight_decay})
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
@@ -136,36 +137,47 @@ def packaged_adam_atan2() -> type[Optimizer] | None:
     return Packaged if torch.allclose(results[0], results[1], rtol=1e-5, atol=1e-6) else None
 
 
-def build_optimizer(
-    name: str,
-    model: nn.Module,
-    *,
-    betas: tuple[float, float],
-    weight_decay: float,
-    muon_momentum: float = 0.95,
-) -> list[Optimizer]:
-    """The dense optimisers for `name`: adam_atan2, adamw or muon (with AdamW for all that is no hidden matrix).
+def build_optimizers(config: PretrainConfig, model: nn.Module) -> list[Optimizer]:
+    """The dense optimisers of ``config.optim``: one, or for muon two (AdamW takes all that is no hidden matrix).
 
-    Learning rates are set before every step by the trainer; groups carry a `lr_scale` where they differ.
+    Every group has a `base_lr`, from which `set_learning_rates` makes its `lr`. None where all weights are frozen.
     """
     params = {key: p for key, p in model.named_parameters() if p.requires_grad}
     if not params:
         return []
-    if name == "adam_atan2":
-        cls = packaged_adam_atan2() or AdamATan2
-        return [cls(params.values(), lr=0.0, betas=betas, weight_decay=weight_decay)]  # type: ignore[call-arg]
-    if name == "adamw":
-        return [torch.optim.AdamW(params.values(), lr=0.0, betas=betas, weight_decay=weight_decay)]
-    if name == "muon":
-        hidden = {k for k, p in params.items() if p.ndim == 2 and not any(part in k for part in NOT_FOR_MUON)}
-        rest = [p for k, p in params.items() if k not in hidden]
-        return [
-            torch.optim.Muon(
-                [params[k] for k in params if k in hidden],
-                lr=0.0,
-                momentum=muon_momentum,
-                weight_decay=weight_decay,
-            ),
-            torch.optim.AdamW(rest, lr=0.0, betas=betas, weight_decay=weight_decay),
-        ]
-    raise ValueError(f"optim.name={name!r} is unknown; choose adam_atan2, adamw or muon")
+    adam: dict[str, Any] = {
+        "lr": 0.0,
+        "betas": (config.beta1, config.beta2),
+        "weight_decay": config.weight_decay,
+    }
+    everything = {"params": list(params.values()), "base_lr": config.lr}
+    if config.optim.name == "adam_atan2":
+        return [(packaged_adam_atan2() or AdamATan2)([everything], **adam)]
+    if config.optim.name == "adamw":
+        return [torch.optim.AdamW([everything], **adam)]
+    hidden = {
+        key for key, p in params.items() if p.ndim == 2 and not any(part in key for part in NOT_FOR_MUON)
+    }
+    matrices = {"params": [params[key] for key in params if key in hidden], "base_lr": config.optim.muon_lr}
+    rest = {"params": [params[key] for key in params if key not in hidden], "base_lr": config.lr}
+    muon: dict[str, Any] = {
+        "lr": 0.0,
+        "momentum": config.optim.muon_momentum,
+        "weight_decay": config.weight_decay,
+    }
+    return [torch.optim.Muon([matrices], **muon), torch.optim.AdamW([rest], **adam)]
+
+
+def set_learning_rates(
+    optimizers: Iterable[Optimizer], step: int, *, warmup_steps: int, total_steps: int, min_ratio: float
+) -> None:
+    """Give every group the rate that the schedule makes of its `base_lr` at `step`, counted from 1."""
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(
+                step,
+                base=group["base_lr"],
+                warmup_steps=warmup_steps,
+                total_steps=total_steps,
+                min_ratio=min_ratio,
+            )

@@ -1,0 +1,318 @@
+"""Train a recursive model, on one process or many.
+
+    python pretrain.py experiment=quickstart
+    torchrun --nproc-per-node 4 pretrain.py experiment=arc1
+    python pretrain.py --help
+
+The same command again continues the run from its newest checkpoint.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from datasets.common import InputError
+from datasets.puzzle_dataset import PuzzleDataset
+from evaluators import build_evaluators
+from evaluators.common import Evaluator
+from training import distributed
+from training.build import build_model, compile_levels, load_weights, model_config
+from training.checkpoint import find_latest, load_checkpoint, resolve_checkpoint, save_checkpoint
+from training.cli import run_cli
+from training.config import load_config, to_yaml
+from training.config_schema import PretrainConfig
+from training.distributed import Distributed
+from training.evaluation import evaluate
+from training.lock import RunLock
+from training.logging import RunLogger
+from training.optim import set_learning_rates
+from training.plots import plot_curves
+from training.schedule import Schedule, make_schedule
+from training.signals import StopRequest
+from training.state import GROUPS, TrainState, create_state, exploration
+from training.weights import read_weights
+from training.window import MetricWindow
+
+
+# Figures on the progress bar, and those printed after an evaluation.
+SHOWN = ("lm_loss", "exact_accuracy")
+HEADLINES = ("/accuracy", "/exact_accuracy", "pass@1", "pass@2", "/exact", "/shortest_path")
+
+
+@dataclass(frozen=True)
+class Run:
+    """What stays the same from the first step to the last."""
+
+    config: PretrainConfig
+    dist: Distributed
+    train_set: PuzzleDataset
+    eval_set: PuzzleDataset
+    evaluators: list[Evaluator]
+    schedule: Schedule
+    model_config: dict[str, Any]
+
+
+def main(argv: list[str]) -> None:
+    config = load_config("cfg_pretrain", argv)
+    with distributed.init(config.device) as dist, _exclusive(config.run_dir, dist):
+        run = prepare(config, dist)
+        model = build_model(config.arch, run.model_config, dist.device, config.seed)
+        state = create_state(model, config, run.train_set.metadata, dist)
+        restore(run, state)
+        dist.broadcast_module(model)
+        if config.compile if config.compile is not None else dist.device.type == "cuda":
+            compile_levels(model)
+        train(run, state)
+
+
+def prepare(config: PretrainConfig, dist: Distributed) -> Run:
+    """Open the data and lay out the run; whatever is wrong with the input is found here or in `restore`."""
+    train_set = PuzzleDataset(
+        config.data_paths, "train", seed=config.seed, max_puzzles=config.max_train_puzzles
+    )
+    eval_set = PuzzleDataset(
+        config.data_paths_test or config.data_paths,
+        "test",
+        seed=config.seed,
+        max_puzzles=config.max_eval_puzzles,
+        subset_of=train_set if config.max_train_puzzles is not None else None,
+    )
+    for key in ("vocab_size", "seq_len", "num_puzzle_identifiers"):
+        theirs, ours = getattr(eval_set.metadata, key), getattr(train_set.metadata, key)
+        if theirs != ours:
+            raise InputError(f"data_paths_test has {key}={theirs} and data_paths {ours}: they must agree")
+    local = config.local_batch_size(dist.world_size)
+    micro = min(local, config.micro_batch_size or local)
+    return Run(
+        config=config,
+        dist=dist,
+        train_set=train_set,
+        eval_set=eval_set,
+        evaluators=build_evaluators([spec.model_dump() for spec in config.evaluators], eval_set.sources),
+        schedule=make_schedule(config, train_set.rows_per_epoch),
+        model_config=model_config(config.arch, train_set.metadata, micro, dist.device),
+    )
+
+
+def restore(run: Run, state: TrainState) -> None:
+    """Continue the run from its newest checkpoint, or start it, from given weights if there are any."""
+    config, dist = run.config, run.dist
+    path: Path | None = None
+    if config.resume == "auto":
+        path = dist.broadcast_object(find_latest(config.run_dir) if dist.is_main else None)
+    elif config.resume is not None:
+        path = resolve_checkpoint(config.resume)
+    elif any((config.run_dir / "checkpoints").glob("step_*")):
+        raise InputError(
+            f"{config.run_dir} has checkpoints: use resume=auto to continue, or another run_name"
+        )
+    if path is not None:
+        groups = GROUPS + (("ema",) if config.ema else ())
+        checkpoint = load_checkpoint(path, groups=groups, slots=state.slots)
+        _check_same_run(run, checkpoint.meta, path)
+        state.restore(checkpoint)
+    elif config.load_checkpoint is not None:
+        weights = read_weights(config.load_checkpoint)
+        load_weights(state.model, weights.tensors, config.load_checkpoint)
+
+
+def train(run: Run, state: TrainState) -> None:
+    """The loop: step, log, evaluate, save; it stops at the end or, after saving, at a signal."""
+    config, dist, schedule = run.config, run.dist, run.schedule
+    window = MetricWindow()
+    with _logger(run, state.step) as logger, StopRequest() as stop:
+        for batch in _batches(run, state):
+            window.add(train_step(run, state, batch))
+            stopping = dist.any_true(stop.requested)
+            last = state.step == schedule.total_steps
+            evaluating = state.step in schedule.evaluations and not stopping
+
+            if state.step % config.log_interval == 0 or last or stopping:
+                figures = window.summary(dist) | {"lr": state.learning_rate}
+                logger.log(state.step, {f"train/{key}": value for key, value in figures.items()})
+                logger.progress(state.step, {key: figures[key] for key in SHOWN})
+            if evaluating:
+                evaluate_now(run, state, logger)
+            interval = config.checkpoint_interval
+            due = interval is not None and state.step % interval == 0
+            if due or (evaluating and config.checkpoint_every_eval) or last or stopping:
+                save(run, state)
+            if stopping:
+                logger.message(
+                    f"stopped by {stop.signal_name} at step {state.step}; the same command continues"
+                )
+                return
+    if dist.is_main and config.logger.plots:
+        plot_curves(config.run_dir)
+
+
+def train_step(run: Run, state: TrainState, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    """One update on this rank's rows of the global batch; returns sums of metrics over its rows."""
+    config, model, step = run.config, state.model, state.step
+    uniform = exploration(config.seed, step, config.global_batch_size, state.slots).to(run.dist.device)
+    totals: dict[str, Tensor] = {}
+    start = 0
+    for index, carry in enumerate(state.carries):
+        rows = slice(start, start := start + len(carry.steps))
+        state.carries[index], loss, metrics, _, _ = model(
+            carry=carry,
+            batch={key: value[rows] for key, value in batch.items()},
+            min_halt_steps=model.model.explore(uniform[:, rows]),
+        )
+        (loss / config.global_batch_size).backward()
+        for key, value in {"loss": loss.detach(), **metrics}.items():
+            totals[key] = totals[key] + value if key in totals else value
+
+    state.gradients.all_reduce(run.dist)
+    norm = gradient_norm(state)
+    assert_finite(torch.stack((norm, totals["loss"].to(norm.dtype))), step + 1)
+    if config.optim.grad_clip is not None:
+        for flat in state.gradients.tensors:
+            flat.mul_((config.optim.grad_clip / (norm + 1e-6)).clamp_max(1.0))
+    state.step += 1
+    set_learning_rates(
+        state.optimizers,
+        state.step,
+        warmup_steps=config.lr_warmup_steps,
+        total_steps=run.schedule.total_steps,
+        min_ratio=config.lr_min_ratio,
+    )
+    for optimizer in state.optimizers:
+        optimizer.step()
+    state.gradients.zero()
+    if state.ema is not None:
+        state.ema.update()
+    return totals | {"grad_norm": norm, "rows": torch.tensor(float(start))}
+
+
+def gradient_norm(state: TrainState) -> Tensor:
+    """Norm of the gradient over all dense parameters, 0-D fp32."""
+    norms = [torch.linalg.vector_norm(flat) for flat in state.gradients.tensors]
+    return (
+        torch.linalg.vector_norm(torch.stack(norms))
+        if norms
+        else torch.zeros((), device=state.carries[0].steps.device)
+    )
+
+
+def assert_finite(values: Tensor, step: int) -> None:
+    """Stop before the update if the loss or the gradient is NaN or infinite.
+
+    The gradient is summed over the ranks, so all stop. On CUDA the check runs on the device, without a host
+    synchronisation: the process dies there, before the update is computed.
+    """
+    finite = torch.isfinite(values).all()
+    if values.device.type == "cuda":
+        torch._assert_async(
+            finite, f"step {step}: the loss or the gradient is not finite; no update was made"
+        )
+    elif not finite:
+        raise InputError(
+            f"step {step}: the loss or the gradient is not finite; no update was made. "
+            "Continue from the last checkpoint with a lower lr or with optim.grad_clip=1.0"
+        )
+
+
+def evaluate_now(run: Run, state: TrainState, logger: RunLogger) -> None:
+    """Evaluate the averaged weights (the raw ones without EMA); the training state is as before afterwards."""
+    config = run.config
+    with state.ema.applied() if state.ema is not None else contextlib.nullcontext():
+        figures = evaluate(
+            state.model,
+            run.eval_set,
+            run.evaluators,
+            dist=run.dist,
+            batch_size=config.eval_batch_size or config.global_batch_size,
+            act_eval=config.act_eval,
+            save_outputs=config.eval_save_outputs,
+            save_dir=config.run_dir / "eval" / f"step_{state.step}",
+        )
+    if figures is not None:
+        logger.log(state.step, {f"eval/{key}": value for key, value in figures.items()})
+        headline = {key: value for key, value in figures.items() if key.endswith(HEADLINES)}
+        logger.message(
+            f"step {state.step}: " + ", ".join(f"{key} {value:.4g}" for key, value in headline.items())
+        )
+
+
+def save(run: Run, state: TrainState) -> None:
+    """Write the whole state of the run."""
+    meta = {
+        "config": run.config.model_dump(mode="json"),
+        "model_config": run.model_config,
+        "dataset_hash": run.train_set.dataset_hash,
+        "total_steps": run.schedule.total_steps,
+    }
+    save_checkpoint(
+        run.config.run_dir,
+        state.step,
+        replicated=state.replicated(),
+        sharded=state.sharded(),
+        meta=meta,
+        keep_last=run.config.keep_last,
+        dist=run.dist,
+    )
+
+
+def _check_same_run(run: Run, meta: dict[str, Any], path: Path) -> None:
+    """Refuse to continue a run under settings that would make it another one."""
+    ours, theirs = run.config.model_dump(mode="json"), meta["config"]
+    for key in ("arch", "seed", "global_batch_size", "ema", "ema_puzzle_emb", "freeze_weights", "optim"):
+        if ours[key] != theirs[key]:
+            raise InputError(
+                f"{path} was trained with {key}={theirs[key]}, this run has {ours[key]}: "
+                "continue with the same value, or set another run_name to start anew"
+            )
+    if meta["dataset_hash"] != run.train_set.dataset_hash:
+        raise InputError(
+            f"{path} was trained on other data than data_paths={list(run.config.data_paths)} holds now"
+        )
+
+
+def _batches(run: Run, state: TrainState) -> Iterator[dict[str, Tensor]]:
+    """This rank's rows of every step to come, on its device."""
+    pin = run.dist.device.type == "cuda"
+    batches = run.train_set.train_batches(
+        state.step, run.schedule.total_steps, run.config.global_batch_size, state.slots
+    )
+    with contextlib.closing(batches):
+        for arrays in batches:
+            tensors = {key: torch.from_numpy(value) for key, value in arrays.items()}
+            if pin:
+                tensors = {key: value.pin_memory() for key, value in tensors.items()}
+            yield {key: value.to(run.dist.device, non_blocking=pin) for key, value in tensors.items()}
+
+
+def _logger(run: Run, step: int) -> RunLogger:
+    config, options = run.config, run.config.logger
+    if run.dist.is_main:
+        (config.run_dir / "config.yaml").write_text(to_yaml(config), encoding="utf-8")
+    return RunLogger(
+        config.run_dir,
+        total_steps=run.schedule.total_steps,
+        start_step=step,
+        wandb=options.wandb,
+        tensorboard=options.tensorboard,
+        progress_bar=options.progress_bar,
+        project=config.project_name,
+        run_name=config.run_label,
+        config=config.model_dump(mode="json"),
+        is_main=run.dist.is_main,
+    )
+
+
+def _exclusive(run_dir: Path, dist: Distributed) -> contextlib.AbstractContextManager[Any]:
+    """One job a run directory; rank 0 holds it for all."""
+    return RunLock(run_dir) if dist.is_main else contextlib.nullcontext()
+
+
+if __name__ == "__main__":
+    sys.exit(run_cli(main, sys.argv[1:]))

@@ -1,0 +1,1 @@
+"""Small command-line tools over the packages, run as ``python -m scripts.NAME`` from the repository root."""

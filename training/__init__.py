@@ -1,0 +1,1 @@
+"""What the entry points share: optimisers, EMA, checkpoints, logging, distributed calls, signals."""

@@ -1,0 +1,88 @@
+"""From a validated configuration and the data's metadata to a model on a device."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import torch
+from pydantic import ValidationError
+from torch import Tensor
+
+from datasets.common import InputError, PuzzleDatasetMetadata
+from models import load_class
+from models.layers import ReasoningModule
+from models.losses import ACTLossHead
+from training.config_schema import ArchConfig
+
+
+def model_config(
+    arch: ArchConfig, metadata: PuzzleDatasetMetadata, batch_size: int, device: torch.device
+) -> dict[str, Any]:
+    """The architecture's own keys with what the data and the device decide filled in."""
+    settings = arch.hyperparameters | {
+        "batch_size": batch_size,
+        "seq_len": metadata.seq_len,
+        "vocab_size": metadata.vocab_size,
+        "num_puzzle_identifiers": metadata.num_puzzle_identifiers,
+    }
+    if settings.get("forward_dtype") == "auto":
+        settings["forward_dtype"] = "bfloat16" if device.type == "cuda" else "float32"
+    return settings
+
+
+def build_model(arch: ArchConfig, config: dict[str, Any], device: torch.device, seed: int = 0) -> ACTLossHead:
+    """The model in its loss head. Initial weights depend on `seed` alone: they are drawn on the CPU on every rank."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        try:
+            model = load_class(arch.name)(config)
+        except ValidationError as error:
+            raise InputError(f"arch: {'; '.join(part['msg'] for part in error.errors())}") from error
+        head = load_class(arch.loss.name)(model, arch.loss.loss_type)
+    return head.to(device)
+
+
+def compile_levels(model: ACTLossHead) -> None:
+    """Compile the recursion's unit in place: 2 graphs to build instead of one with every cycle unrolled."""
+    for module in model.modules():
+        if isinstance(module, ReasoningModule):
+            module.compile(fullgraph=True, dynamic=False)
+
+
+def load_weights(model: ACTLossHead, weights: dict[str, Tensor], source: str) -> None:
+    """Copy weights in; raises `InputError` naming the first that is missing, unknown or of another shape.
+
+    A puzzle table for another number of identifiers cannot be carried over row by row: every row then starts as the
+    mean of the old ones, and a line on stderr says so.
+    """
+    state = model.state_dict()
+    weights = dict(weights)
+    table = next((name for name in state if name.endswith("puzzle_emb.weights")), None)
+    if (
+        table in weights
+        and weights[table].shape[1:] == state[table].shape[1:]
+        and len(weights[table]) != len(state[table])
+    ):
+        print(
+            f"warning: {source} has {len(weights[table])} puzzle identifiers and the data {len(state[table])}: "
+            "every puzzle starts from the mean of the old embeddings",
+            file=sys.stderr,
+        )
+        weights[table] = weights[table].float().mean(0, keepdim=True).expand_as(state[table])
+    for name, tensor in state.items():
+        if name not in weights:
+            raise InputError(
+                f"{source} has no tensor {name}: it is of another architecture (see arch.name and its keys)"
+            )
+        if weights[name].shape != tensor.shape:
+            raise InputError(
+                f"{source}: {name} has shape {tuple(weights[name].shape)}, this model's is {tuple(tensor.shape)}: "
+                "the arch.* keys or the data differ"
+            )
+    unknown = sorted(set(weights) - set(state))
+    if unknown:
+        raise InputError(
+            f"{source} has a tensor {unknown[0]} that this model does not: the arch.* keys differ"
+        )
+    model.load_state_dict(weights)

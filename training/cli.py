@@ -1,0 +1,46 @@
+"""How every entry point starts and ends: exit codes, and wrong input as one line instead of a traceback.
+
+Usage: ``if __name__ == "__main__": sys.exit(run_cli(main, sys.argv[1:]))``
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable
+
+from datasets.common import InputError
+
+EXIT_BAD_INPUT = 2
+EXIT_INTERRUPTED = 130
+
+# What torchrun needs to notice that rank 0 has ended and to end the others.
+_RANK_0_SPEAKS_FIRST_S = 3.0
+
+
+def run_cli(main: Callable[[list[str]], None], argv: list[str]) -> int:
+    """Run `main` and return the exit code: 0, 2 after an `InputError` (one line on stderr), 130 after Ctrl-C.
+
+    Anything else is a defect of the program and keeps its traceback.
+    """
+    try:
+        main(argv)
+    except InputError as error:
+        _report(error)
+        return EXIT_BAD_INPUT
+    except KeyboardInterrupt:
+        return EXIT_INTERRUPTED
+    return 0
+
+
+def _report(error: InputError) -> None:
+    """Rank 0 says it. Another rank waits to be ended with rank 0, and speaks only if it failed alone."""
+    rank = int(os.environ.get("RANK", "0"))
+    who = "error"
+    if rank > 0:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        time.sleep(_RANK_0_SPEAKS_FIRST_S)
+        who = f"error (rank {rank})"
+    print(f"{who}: {' '.join(str(error).split())}", file=sys.stderr, flush=True)

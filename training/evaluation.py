@@ -1,0 +1,167 @@
+"""One evaluation: a model, a data set, evaluators in; figures and files out. Used by training and by `evaluate.py`.
+
+Evaluators get finished rows and never see the model. Figures are named ``{set}/{figure}`` and ``{evaluator}/{figure}``
+and are the same for one process and for many.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Collection, Iterator, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from datasets.common import InputError
+from datasets.puzzle_dataset import PuzzleDataset
+from models.losses import ACTLossHead
+from training.distributed import Distributed
+from training.rollout import ActStatistics, Rows, rollout
+
+BATCH_KEYS = ("inputs", "labels", "puzzle_identifiers")
+
+
+class Evaluator(Protocol):
+    """What `evaluators.common` promises, as far as it is used here."""
+
+    required_outputs: frozenset[str]
+
+    def begin_eval(self) -> None: ...
+    def update_batch(self, batch: dict[str, NDArray], preds: dict[str, NDArray]) -> None: ...
+    def result(self, save_dir: Path | None, gather: Any = ...) -> dict[str, float] | None: ...
+
+
+def evaluate(
+    model: ACTLossHead,
+    dataset: PuzzleDataset,
+    evaluators: Sequence[Evaluator],
+    *,
+    dist: Distributed,
+    batch_size: int,
+    act_eval: str = "fixed",
+    save_outputs: Collection[str] = (),
+    save_dir: Path | None = None,
+) -> dict[str, float] | None:
+    """All figures on rank 0, None elsewhere; `batch_size` is global. Files go to `save_dir`.
+
+    Raises `InputError` where the batch cannot be shared out or nothing was evaluated.
+    """
+    if batch_size % dist.world_size:
+        raise InputError(
+            f"eval_batch_size={batch_size} cannot be shared out over {dist.world_size} processes; use a multiple"
+        )
+    keys = set(save_outputs).union(*(evaluator.required_outputs for evaluator in evaluators)) - set(
+        BATCH_KEYS
+    )
+    was_training = model.training
+    model.eval()
+    for evaluator in evaluators:
+        evaluator.begin_eval()
+    totals: dict[str, _SetTotals] = {}
+    saved: list[Rows] = []
+    for set_name, rows in _by_set(dataset, batch_size, dist):
+        total = totals.setdefault(set_name, _SetTotals(model.model.config.halt_max_steps))
+        for finished in rollout(
+            model,
+            rows,
+            slots=batch_size // dist.world_size,
+            device=dist.device,
+            early=act_eval == "early",
+            keys=keys,
+            statistics=total.act,
+        ):
+            total.add(finished)
+            for evaluator in evaluators:
+                evaluator.update_batch(finished, finished)
+            if save_outputs:
+                saved.append({key: finished[key] for key in ("row_index", "steps", *save_outputs)})
+    model.train(was_training)
+
+    figures = _gather_figures(totals, dist, save_dir)
+    for evaluator in evaluators:
+        result = evaluator.result(save_dir if dist.is_main else None, gather=dist.gather_objects)
+        if figures is not None and result is not None:
+            figures |= result
+    if save_outputs and save_dir is not None:
+        save_dir.mkdir(parents=True, exist_ok=True)
+        arrays = {key: np.concatenate([part[key] for part in saved]) for key in saved[0]} if saved else {}
+        np.savez(save_dir / f"outputs_rank{dist.rank}.npz", **arrays)
+    return figures
+
+
+class _SetTotals:
+    """Sums of one set on one rank; floats are summed exactly, so that their order cannot matter."""
+
+    def __init__(self, max_steps: int):
+        self.act = ActStatistics(max_steps)
+        self.steps = 0
+        self.losses: list[float] = []
+
+    def add(self, finished: Rows) -> None:
+        self.steps += int(finished["steps"].sum())
+        self.losses.append(math.fsum(finished["lm_loss"]))
+
+    def merge(self, other: _SetTotals) -> None:
+        self.act.merge(other.act)
+        self.steps += other.steps
+        self.losses += other.losses
+
+    def figures(self) -> dict[str, float]:
+        rows = max(1, self.act.rows)
+        return {
+            "rows": self.act.rows,
+            "accuracy": float(self.act.cell[-1]) / rows,
+            "exact_accuracy": float(self.act.exact[-1]) / rows,
+            "lm_loss": math.fsum(self.losses) / rows,
+            "steps": self.steps / rows,
+            "q_halt_calibration_error": self.act.calibration_error,
+        }
+
+
+def _by_set(
+    dataset: PuzzleDataset, batch_size: int, dist: Distributed
+) -> Iterator[tuple[str, Iterator[Rows]]]:
+    """The sets of the data, each with an iterator over its real rows (padding dropped)."""
+    batches = iter(dataset.test_batches(batch_size, dist.rank, dist.world_size))
+    upcoming = next(batches, None)
+    while upcoming is not None:
+        current = upcoming[0]
+
+        def rows(name: str = current) -> Iterator[Rows]:
+            nonlocal upcoming
+            while upcoming is not None and upcoming[0] == name:
+                _, batch, row_index = upcoming
+                real = row_index >= 0
+                yield {key: value[real] for key, value in batch.items()} | {"row_index": row_index[real]}
+                upcoming = next(batches, None)
+
+        yield current, rows()
+
+
+def _gather_figures(
+    totals: dict[str, _SetTotals], dist: Distributed, save_dir: Path | None
+) -> dict[str, float] | None:
+    gathered = dist.gather_objects(totals)
+    if gathered is None:
+        return None
+    merged: dict[str, _SetTotals] = {}
+    for part in gathered:
+        for name, total in part.items():
+            if name in merged:
+                merged[name].merge(total)
+            else:
+                merged[name] = total
+    if not any(total.act.rows for total in merged.values()):
+        raise InputError(
+            "the evaluation data has no row with labels: check data_paths_test and its test split"
+        )
+    if save_dir is not None:
+        save_dir.mkdir(parents=True, exist_ok=True)
+        steps = {name: total.act.as_json() for name, total in merged.items()}
+        (save_dir / "act_steps.json").write_text(json.dumps(steps, indent=2))
+    return {
+        f"{name}/{key}": value for name, total in merged.items() for key, value in total.figures().items()
+    }

@@ -1,0 +1,157 @@
+"""Everything a run consists of besides its configuration, and how it goes into a checkpoint and comes back.
+
+What depends on the rank (the ACT carry) is stored by global batch slot, so that another number of processes can
+take it up. Random draws need no state: they are functions of (seed, step, slot).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from datasets.common import PuzzleDatasetMetadata
+from models.act import ACTCarry
+from models.losses import ACTLossHead
+from training.checkpoint import Checkpoint
+from training.config_schema import PretrainConfig
+from training.distributed import Distributed, FlatGradients
+from training.ema import EMA
+from training.optim import SignSGD, build_optimizers
+
+GROUPS = ("model", "optim", "carry")
+EXPLORATION_STREAM = 1  # tells the draws for halting from those of the data
+
+
+@dataclass
+class TrainState:
+    """A run in progress on one rank. `carries`: one for each micro-batch, in slot order; `step`: updates made."""
+
+    model: ACTLossHead
+    dense: list[Optimizer]
+    sparse: SignSGD | None
+    gradients: FlatGradients
+    ema: EMA | None
+    carries: list[ACTCarry]
+    slots: range
+    step: int = 0
+
+    @property
+    def optimizers(self) -> list[Optimizer]:
+        return self.dense + ([] if self.sparse is None else [self.sparse])
+
+    @property
+    def learning_rate(self) -> float:
+        """Of the last update: the weights', or the puzzle table's where the weights are frozen."""
+        return self.optimizers[0].param_groups[0]["lr"]
+
+    def replicated(self) -> dict[str, dict[str, Tensor]]:
+        """Tensors that are equal on every rank."""
+        groups = {"model": dict(self.model.state_dict()), "optim": self._optimizer_tensors()}
+        return groups if self.ema is None else groups | {"ema": self.ema.shadow}
+
+    def sharded(self) -> dict[str, tuple[range, dict[str, Tensor]]]:
+        """Tensors with a row for each of this rank's slots."""
+        parts = [_carry_tensors(carry) for carry in self.carries]
+        return {"carry": (self.slots, {name: torch.cat([part[name] for part in parts]) for name in parts[0]})}
+
+    def restore(self, checkpoint: Checkpoint) -> None:
+        """Continue from a checkpoint read with `groups` and this rank's slots."""
+        self.step = checkpoint.step
+        self.model.load_state_dict(checkpoint.groups["model"])
+        self._load_optimizer_tensors(checkpoint.groups["optim"])
+        if self.ema is not None:
+            self.ema.load(checkpoint.groups["ema"])
+        tensors = checkpoint.shards["carry"]
+        offset = 0
+        for carry in self.carries:
+            rows = len(carry.steps)
+            _load_carry(carry, {name: value[offset : offset + rows] for name, value in tensors.items()})
+            offset += rows
+
+    def _names(self) -> dict[int, str]:
+        return {id(parameter): name for name, parameter in self.model.named_parameters()}
+
+    def _optimizer_tensors(self) -> dict[str, Tensor]:
+        names = self._names()
+        return {
+            f"{index}.{names[id(parameter)]}.{key}": value
+            for index, optimizer in enumerate(self.dense)
+            for parameter, state in optimizer.state.items()
+            for key, value in state.items()
+        }
+
+    def _load_optimizer_tensors(self, tensors: dict[str, Tensor]) -> None:
+        names = self._names()
+        for index, optimizer in enumerate(self.dense):
+            saved = optimizer.state_dict()
+            ordered = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+            for position, parameter in enumerate(ordered):
+                prefix = f"{index}.{names[id(parameter)]}."
+                state = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+                if state:
+                    saved["state"][position] = state
+            optimizer.load_state_dict(saved)
+
+
+def create_state(
+    model: ACTLossHead, config: PretrainConfig, metadata: PuzzleDatasetMetadata, dist: Distributed
+) -> TrainState:
+    """A run before its first step: fresh optimisers, averages equal to the weights, every slot halted."""
+    model.requires_grad_(not config.freeze_weights)
+    table = model.model.puzzle_emb
+    averaged = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    if config.ema_puzzle_emb and table is not None:
+        averaged["model.inner.puzzle_emb.weights"] = table.weights
+    local = config.local_batch_size(dist.world_size)
+    micro = min(local, config.micro_batch_size or local)
+    rows = torch.zeros(micro, metadata.seq_len, dtype=torch.int32, device=dist.device)
+    blank = {"inputs": rows, "labels": rows, "puzzle_identifiers": rows[:, 0]}
+    return TrainState(
+        model=model,
+        dense=build_optimizers(config, model),
+        sparse=None
+        if table is None
+        else SignSGD(
+            table,
+            base_lr=config.puzzle_emb_lr,
+            weight_decay=config.puzzle_emb_weight_decay,
+            gather=dist.all_gather_rows,
+        ),
+        gradients=FlatGradients(model.parameters()),
+        ema=EMA(averaged, config.ema_rate) if config.ema else None,
+        carries=[model.initial_carry(blank) for _ in range(local // micro)],
+        slots=range(dist.rank * local, (dist.rank + 1) * local),
+    )
+
+
+def exploration(seed: int, step: int, global_batch_size: int, slots: range) -> Tensor:
+    """Two uniforms in [0, 1) for each slot, fp32 [2, len(slots)]: the same for any division into processes."""
+    generator = np.random.Generator(np.random.Philox(key=[seed, EXPLORATION_STREAM], counter=[0, 0, 0, step]))
+    return torch.from_numpy(
+        generator.random((2, global_batch_size), dtype=np.float32)[:, slots.start : slots.stop]
+    )
+
+
+def _carry_tensors(carry: ACTCarry) -> dict[str, Tensor]:
+    """Every tensor of a carry under a name of its own."""
+    return {
+        "steps": carry.steps,
+        "halted": carry.halted,
+        **{f"latent.{name}": value for name, value in vars(carry.inner_carry).items()},
+        **{f"data.{name}": value for name, value in carry.current_data.items()},
+    }
+
+
+def _load_carry(carry: ACTCarry, tensors: dict[str, Tensor]) -> None:
+    def moved(name: str, like: Tensor) -> Tensor:
+        return tensors[name].to(device=like.device, dtype=like.dtype)
+
+    carry.steps, carry.halted = moved("steps", carry.steps), moved("halted", carry.halted)
+    latents: Any = {name: moved(f"latent.{name}", value) for name, value in vars(carry.inner_carry).items()}
+    carry.inner_carry = type(carry.inner_carry)(**latents)
+    carry.current_data = {name: moved(f"data.{name}", value) for name, value in carry.current_data.items()}

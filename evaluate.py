@@ -20,7 +20,7 @@ from training import distributed
 from training.build import build_model, load_weights, model_config
 from training.cli import run_cli
 from training.config import load_config, validate_config
-from training.config_schema import ArchConfig, EvaluateConfig, PretrainConfig
+from training.config_schema import EvaluateConfig, PretrainConfig
 from training.distributed import Distributed
 from training.evaluation import evaluate
 from training.files import written_aside
@@ -61,9 +61,7 @@ def open_data(config: EvaluateConfig, trained: PretrainConfig | None) -> PuzzleD
         return PuzzleDataset(config.data_paths or [], "test", seed=seed, max_puzzles=maximum)
     subset = None
     if trained.max_train_puzzles is not None:
-        subset = PuzzleDataset(
-            trained.data_paths, "train", seed=trained.seed, max_puzzles=trained.max_train_puzzles
-        )
+        subset = PuzzleDataset(trained.data_paths, "train", seed=trained.seed, max_puzzles=trained.max_train_puzzles)
     paths = trained.data_paths_test or trained.data_paths
     return PuzzleDataset(paths, "test", seed=seed, max_puzzles=maximum, subset_of=subset)
 
@@ -79,9 +77,7 @@ def open_model(
     """The model that the weights are of, for the data at hand."""
     arch = config.arch if config.arch is not None else trained.arch if trained is not None else None
     if arch is None:
-        raise InputError(
-            f"{weights.path} holds nothing but weights: say arch=trm (and its keys) and data_paths=[...]"
-        )
+        raise InputError(f"{weights.path} holds nothing but weights: say arch=trm (and its keys) and data_paths=[...]")
     settings = model_config(arch, dataset.metadata, rows, dist.device)
     if weights.meta is not None:
         _check_data(weights, settings)

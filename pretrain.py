@@ -41,7 +41,6 @@ from training.state import GROUPS, TrainState, create_state, exploration
 from training.weights import read_weights
 from training.window import MetricWindow
 
-
 # Figures on the progress bar, and those printed after an evaluation.
 SHOWN = ("lm_loss", "exact_accuracy")
 HEADLINES = ("/accuracy", "/exact_accuracy", "pass@1", "pass@2", "/exact", "/shortest_path")
@@ -55,29 +54,27 @@ class Run:
     dist: Distributed
     train_set: PuzzleDataset
     eval_set: PuzzleDataset
-    evaluators: list[Evaluator]
+    evaluators: list[tuple[str, Evaluator]]
     schedule: Schedule
     model_config: dict[str, Any]
 
 
 def main(argv: list[str]) -> None:
     config = load_config("cfg_pretrain", argv)
-    with distributed.init(config.device) as dist, _exclusive(config.run_dir, dist):
+    with distributed.init(config.device) as dist:
         run = prepare(config, dist)
         model = build_model(config.arch, run.model_config, dist.device, config.seed)
         state = create_state(model, config, run.train_set.metadata, dist)
         restore(run, state)
-        dist.broadcast_module(model)
         if config.compile if config.compile is not None else dist.device.type == "cuda":
             compile_levels(model)
-        train(run, state)
+        with _exclusive(config.run_dir, dist):
+            train(run, state)
 
 
 def prepare(config: PretrainConfig, dist: Distributed) -> Run:
     """Open the data and lay out the run; whatever is wrong with the input is found here or in `restore`."""
-    train_set = PuzzleDataset(
-        config.data_paths, "train", seed=config.seed, max_puzzles=config.max_train_puzzles
-    )
+    train_set = PuzzleDataset(config.data_paths, "train", seed=config.seed, max_puzzles=config.max_train_puzzles)
     eval_set = PuzzleDataset(
         config.data_paths_test or config.data_paths,
         "test",
@@ -111,9 +108,7 @@ def restore(run: Run, state: TrainState) -> None:
     elif config.resume is not None:
         path = resolve_checkpoint(config.resume)
     elif any((config.run_dir / "checkpoints").glob("step_*")):
-        raise InputError(
-            f"{config.run_dir} has checkpoints: use resume=auto to continue, or another run_name"
-        )
+        raise InputError(f"{config.run_dir} has checkpoints: use resume=auto to continue, or another run_name")
     if path is not None:
         groups = GROUPS + (("ema",) if config.ema else ())
         checkpoint = load_checkpoint(path, groups=groups, slots=state.slots)
@@ -122,6 +117,7 @@ def restore(run: Run, state: TrainState) -> None:
     elif config.load_checkpoint is not None:
         weights = read_weights(config.load_checkpoint)
         load_weights(state.model, weights.tensors, config.load_checkpoint)
+    dist.broadcast_module(state.model)
 
 
 def train(run: Run, state: TrainState) -> None:
@@ -146,9 +142,7 @@ def train(run: Run, state: TrainState) -> None:
             if due or (evaluating and config.checkpoint_every_eval) or last or stopping:
                 save(run, state)
             if stopping:
-                logger.message(
-                    f"stopped by {stop.signal_name} at step {state.step}; the same command continues"
-                )
+                logger.message(f"stopped by {stop.signal_name} at step {state.step}; the same command continues")
                 return
     if dist.is_main and config.logger.plots:
         plot_curves(config.run_dir)
@@ -197,9 +191,7 @@ def gradient_norm(state: TrainState) -> Tensor:
     """Norm of the gradient over all dense parameters, 0-D fp32."""
     norms = [torch.linalg.vector_norm(flat) for flat in state.gradients.tensors]
     return (
-        torch.linalg.vector_norm(torch.stack(norms))
-        if norms
-        else torch.zeros((), device=state.carries[0].steps.device)
+        torch.linalg.vector_norm(torch.stack(norms)) if norms else torch.zeros((), device=state.carries[0].steps.device)
     )
 
 
@@ -211,9 +203,7 @@ def assert_finite(values: Tensor, step: int) -> None:
     """
     finite = torch.isfinite(values).all()
     if values.device.type == "cuda":
-        torch._assert_async(
-            finite, f"step {step}: the loss or the gradient is not finite; no update was made"
-        )
+        torch._assert_async(finite, f"step {step}: the loss or the gradient is not finite; no update was made")
     elif not finite:
         raise InputError(
             f"step {step}: the loss or the gradient is not finite; no update was made. "
@@ -238,9 +228,7 @@ def evaluate_now(run: Run, state: TrainState, logger: RunLogger) -> None:
     if figures is not None:
         logger.log(state.step, {f"eval/{key}": value for key, value in figures.items()})
         headline = {key: value for key, value in figures.items() if key.endswith(HEADLINES)}
-        logger.message(
-            f"step {state.step}: " + ", ".join(f"{key} {value:.4g}" for key, value in headline.items())
-        )
+        logger.message(f"step {state.step}: " + ", ".join(f"{key} {value:.4g}" for key, value in headline.items()))
 
 
 def save(run: Run, state: TrainState) -> None:
@@ -272,9 +260,7 @@ def _check_same_run(run: Run, meta: dict[str, Any], path: Path) -> None:
                 "continue with the same value, or set another run_name to start anew"
             )
     if meta["dataset_hash"] != run.train_set.dataset_hash:
-        raise InputError(
-            f"{path} was trained on other data than data_paths={list(run.config.data_paths)} holds now"
-        )
+        raise InputError(f"{path} was trained on other data than data_paths={list(run.config.data_paths)} holds now")
 
 
 def _batches(run: Run, state: TrainState) -> Iterator[dict[str, Tensor]]:
@@ -283,7 +269,7 @@ def _batches(run: Run, state: TrainState) -> Iterator[dict[str, Tensor]]:
     batches = run.train_set.train_batches(
         state.step, run.schedule.total_steps, run.config.global_batch_size, state.slots
     )
-    with contextlib.closing(batches):
+    with contextlib.closing(batches):  # type: ignore[type-var]
         for arrays in batches:
             tensors = {key: torch.from_numpy(value) for key, value in arrays.items()}
             if pin:

@@ -61,8 +61,8 @@ def _fill(
         tid, given = tids[puzzle], 2 * (first_pair + example)
         top, left = 0, 0
         if translated and counter_below(seed, puzzle, 0, _ANCHOR_DRAW, end_pair - first_pair) != example:
-            rows = max(shapes[given, 0], shapes[given + 1, 0])
-            cols = max(shapes[given, 1], shapes[given + 1, 1])
+            rows = np.int64(max(shapes[given, 0], shapes[given + 1, 0]))
+            cols = np.int64(max(shapes[given, 1], shapes[given + 1, 1]))
             if _TRANSPOSING[tid]:
                 rows, cols = cols, rows
             top = counter_below(seed, puzzle, example, _ROW_DRAW, side - rows + 1)

@@ -37,7 +37,7 @@ def counter_hash(seed: Integer, a: Integer, b: Integer, c: Integer) -> np.uint64
 def counter_below(seed: Integer, a: Integer, b: Integer, c: Integer, bound: Integer) -> int:
     """Uniform integer in [0, bound), 1 <= bound < 2**32, from the four counters."""
     high = counter_hash(seed, a, b, c) >> np.uint64(32)
-    return int((high * np.uint64(bound)) >> np.uint64(32))
+    return int(np.int64((high * np.uint64(bound)) >> np.uint64(32)))
 
 
 @numba.njit(cache=True, nogil=True)

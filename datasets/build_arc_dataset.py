@@ -141,8 +141,8 @@ def _select(subsets: dict[str, list[Task]], args: argparse.Namespace) -> dict[st
         selected[name] = _sample(fitting, args.max_tasks, args.seed)
     if not selected[args.test_set_name]:
         raise InputError(
-            f"no task of {args.test_set_name} is left by --tasks and --grid-size; relax them or choose another "
-            "--test-set-name"
+            f"no task of {args.test_set_name} is left by --tasks and --grid-size; relax them or choose "
+            "another --test-set-name"
         )
     return selected
 

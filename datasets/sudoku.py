@@ -1,8 +1,8 @@
 """Sudoku as tokens: the encoding and the row maker, which augments puzzles by the symmetries of the rules.
 
-Digit d is token d + 1, a blank is 1, 0 is padding. Augmentation 0 of a puzzle is the puzzle itself; augmentation
-k > 0 relabels the digits and permutes bands, rows within bands, stacks, columns within stacks and, where boxes are
-square, transposes: all drawn from (seed, group, k).
+Digit d is token d + 1, a blank is 1, 0 is padding. Augmentation 0 of a puzzle is the puzzle itself;
+augmentation k > 0 relabels the digits and permutes bands, rows within bands, stacks, columns within stacks
+and, where boxes are square, transposes: all drawn from (seed, group, k).
 
 Usage: ``plan = puzzle_plan(puzzles, solutions, box=(3, 3), num_aug=1000, seed=0)``
 """
@@ -39,11 +39,13 @@ def vocab_size(size: int) -> int:
 def puzzle_plan(
     puzzles: np.ndarray, solutions: np.ndarray, *, box: tuple[int, int], num_aug: int, seed: int
 ) -> SplitPlan:
-    """The split of puzzles and solutions, uint8 [groups, cells] digits with 0 for a blank, each in 1 + num_aug forms."""
+    """The split of puzzles and solutions, uint8 [groups, cells], 0 for a blank, in 1 + num_aug forms each."""
     groups = len(puzzles)
     total = groups * (1 + num_aug)
     if total >= 2**31:
-        raise InputError(f"{groups:,} puzzles x (1 + --num-aug {num_aug}) exceed 2**31 rows; lower one of them")
+        raise InputError(
+            f"{groups:,} puzzles x (1 + --num-aug {num_aug}) exceed 2**31 rows; lower one of them"
+        )
     return SplitPlan(
         puzzle_identifiers=np.zeros(total, np.int32),
         puzzle_indices=np.arange(total + 1),
@@ -54,7 +56,9 @@ def puzzle_plan(
 
 
 @numba.njit(cache=True, nogil=True)
-def _draw_line_order(order: np.ndarray, lines_per_band: int, seed: int, group: int, variant: int, draw: int) -> int:
+def _draw_line_order(
+    order: np.ndarray, lines_per_band: int, seed: int, group: int, variant: int, draw: int
+) -> int:
     """Fills ``order`` [size] with a permutation of lines that keeps bands together; returns the next draw."""
     size = order.size
     bands = np.arange(size // lines_per_band)
@@ -111,8 +115,6 @@ def make_rows(
     labels: np.ndarray,
 ) -> None:
     """The row maker of `datasets.storage.RowMaker` for plans of `puzzle_plan`."""
-    seed = np.int64(plan["seed"][0].astype(np.int64))
-    _augment_rows(
-        np.asarray(base["inputs"]), np.asarray(base["labels"]), seed, np.asarray(plan["box"]),
-        index.group, index.variant, inputs, labels,
-    )  # fmt: skip
+    base_inputs, base_labels, box = (np.asarray(a) for a in (base["inputs"], base["labels"], plan["box"]))
+    seed = int(plan["seed"][0])
+    _augment_rows(base_inputs, base_labels, seed, box, index.group, index.variant, inputs, labels)

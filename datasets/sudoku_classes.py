@@ -1,12 +1,14 @@
-"""Which Sudoku are the same puzzle in disguise: keys of equivalence classes under the symmetries of the rules.
+"""Which Sudoku are the same puzzle in disguise: keys of equivalence classes under the symmetries of the
+rules.
 
 The symmetries are those of the augmentation: relabelled digits, permuted bands, rows within bands, stacks and
-columns within stacks and, where boxes are square, transposition. A split that keeps equal keys on one side has
-therefore no test puzzle that is a training puzzle or one of its augmentations.
+columns within stacks and, where boxes are square, transposition. A split that keeps equal keys on one side
+has therefore no test puzzle that is a training puzzle or one of its augmentations.
 
-For 4x4 and 6x6 the key is that of the *puzzle*, from its smallest form over all symmetries. For 9x9 that takes
-too long and is not needed: solution grids hardly ever recur, so the key is that of the *solution*, from cycle
-lengths that no symmetry changes. Puzzles of equal key may then still differ; `canonical_grids` decides.
+For 4x4 and 6x6 the key is that of the *puzzle*: its smallest form over all symmetries. For 9x9 that takes too
+long and is not needed, as solution grids hardly ever recur: the key is that of the *solution*, from cycle
+lengths that no symmetry changes. It tells classes apart in practice, not by proof; an accident only costs a
+puzzle.
 
 Usage: ``keys = class_keys(puzzles, solutions, board(9))``
 """
@@ -23,20 +25,15 @@ from datasets.sudoku_solver import Board
 
 
 def class_keys(puzzles: np.ndarray, solutions: np.ndarray, rules: Board) -> np.ndarray:
-    """Keys, uint64 [n], of puzzles and their solutions, uint8 [n, cells]: equivalent puzzles have equal keys."""
+    """Keys, uint64 [n], of puzzles and their solutions, uint8 [n, cells]: equal for equivalent puzzles."""
     keys = np.empty(len(puzzles), np.uint64)
     if rules.size == 9:
         _solution_keys(solutions, keys)
     else:
-        _puzzle_keys(puzzles, _line_orders(rules.size, rules.box_rows), _line_orders(rules.size, rules.box_cols), keys)
+        _puzzle_keys(
+            puzzles, _line_orders(rules.size, rules.box_rows), _line_orders(rules.size, rules.box_cols), keys
+        )
     return keys
-
-
-def canonical_grids(solutions: np.ndarray) -> np.ndarray:
-    """The smallest grid, row by row, of the class of each full 9x9 grid; uint8 [n, 81] to uint8 [n, 81]."""
-    smallest = np.empty_like(solutions)
-    _canonical_rows(solutions, _line_orders(9, 3), smallest)
-    return smallest
 
 
 def _line_orders(size: int, lines_per_band: int) -> np.ndarray:
@@ -44,7 +41,11 @@ def _line_orders(size: int, lines_per_band: int) -> np.ndarray:
     within = list(permutations(range(lines_per_band)))
     return np.array(
         [
-            [band * lines_per_band + line for band, inner in zip(bands, inners, strict=True) for line in inner]
+            [
+                band * lines_per_band + line
+                for band, inner in zip(bands, inners, strict=True)
+                for line in inner
+            ]
             for bands in permutations(range(size // lines_per_band))
             for inners in product(within, repeat=size // lines_per_band)
         ]
@@ -52,7 +53,9 @@ def _line_orders(size: int, lines_per_band: int) -> np.ndarray:
 
 
 @numba.njit(cache=True, nogil=True)
-def _puzzle_keys(puzzles: np.ndarray, row_orders: np.ndarray, col_orders: np.ndarray, keys: np.ndarray) -> None:
+def _puzzle_keys(
+    puzzles: np.ndarray, row_orders: np.ndarray, col_orders: np.ndarray, keys: np.ndarray
+) -> None:
     size = row_orders.shape[1]
     smallest = np.empty(size * size, np.uint8)
     relabel = np.empty(size + 1, np.uint8)
@@ -82,7 +85,7 @@ def _keep_smaller(
     relabel: np.ndarray,
     smallest: np.ndarray,
 ) -> None:
-    """Overwrites ``smallest`` if the reordered puzzle, its digits relabelled as they appear, comes before it."""
+    """Overwrites ``smallest`` if the reordered puzzle, digits relabelled as they appear, comes before it."""
     relabel[:] = 0
     digits = 0
     smaller = False
@@ -115,7 +118,7 @@ def _solution_keys(solutions: np.ndarray, keys: np.ndarray) -> None:
 
 @numba.njit(cache=True, nogil=True)
 def _lines_key(lines: np.ndarray) -> np.uint64:
-    """Key of the rows of a 9x9 grid, refined by what the other rows look like; sums are blind to their order."""
+    """Key of the rows of a 9x9 grid, each refined by how the others look; sums are blind to their order."""
     cycles = np.empty((9, 9), np.int64)
     for row in range(9):
         for other in range(row):
@@ -126,7 +129,9 @@ def _lines_key(lines: np.ndarray) -> np.uint64:
         for row in range(9):
             for other in range(9):
                 if other != row:
-                    refined[row] += counter_hash(row_keys[other], cycles[row, other], row // 3 == other // 3, 0)
+                    refined[row] += counter_hash(
+                        row_keys[other], cycles[row, other], row // 3 == other // 3, 0
+                    )
             refined[row] += counter_hash(row_keys[row], 0, 2, 0)
         row_keys = refined
     return row_keys.sum()
@@ -151,40 +156,3 @@ def _cycle_key(line: np.ndarray, other: np.ndarray) -> int:
             length += 1
         key += 1 << (3 * length)
     return key
-
-
-@numba.njit(cache=True, nogil=True)
-def _canonical_rows(solutions: np.ndarray, col_orders: np.ndarray, smallest: np.ndarray) -> None:
-    relabel = np.empty(10, np.uint8)
-    row_of = np.empty(10, np.int64)
-    row_order = np.empty(9, np.int64)
-    for n in range(len(solutions)):
-        smallest[n] = 255
-        for transposed in range(2):
-            row_step, col_step = (1, 9) if transposed else (9, 1)
-            for top in range(9):
-                for col_order in col_orders:
-                    for col in range(9):
-                        relabel[solutions[n, top * row_step + col_order[col] * col_step]] = col + 1
-                    for row in range(9):
-                        row_of[relabel[solutions[n, row * row_step + col_order[0] * col_step]]] = row
-                    _order_rows(row_of, row_order)
-                    _keep_smaller(
-                        solutions[n], row_order, row_step, col_order, col_step, relabel, smallest[n]
-                    )
-
-
-@numba.njit(cache=True, nogil=True)
-def _order_rows(row_of: np.ndarray, row_order: np.ndarray) -> None:
-    """The one order of rows that can be smallest: by their first entries (``row_of`` each), bands together."""
-    rank = np.full(3, -1)
-    placed = np.zeros(3, np.int64)
-    bands = 0
-    for entry in range(1, 10):
-        row = row_of[entry]
-        band = row // 3
-        if rank[band] < 0:
-            rank[band] = bands
-            bands += 1
-        row_order[rank[band] * 3 + placed[band]] = row
-        placed[band] += 1

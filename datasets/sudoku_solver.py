@@ -1,9 +1,10 @@
-"""A Sudoku solver over candidate bit masks: naked and hidden singles, then a guess in a cell with fewest candidates.
+"""A Sudoku solver over candidate bit masks: naked and hidden singles, then a guess in a cell with fewest
+candidates.
 
 It counts solutions up to a limit and the values it had to assume on the way ("guesses", our measure of
-difficulty: 0 means that singles alone solve the puzzle). With limit 2 the search also proves uniqueness, so its
-guesses do not depend on luck in finding the solution early; they do depend a little on how the puzzle is turned
-and relabelled, and they are not the ratings of other solvers.
+difficulty: 0 means that singles alone solve the puzzle). With limit 2 the search also proves uniqueness, so
+its guesses do not depend on luck in finding the solution early; they do depend a little on how the puzzle is
+turned and relabelled, and they are not the ratings of other solvers.
 
 Usage: ``solved = solve(puzzles, board(9)); unique = solved.counts == 1``
 """
@@ -63,11 +64,13 @@ def board(size: int) -> Board:
 
 
 @numba.njit(cache=True, nogil=True)
-def _propagate(candidates: np.ndarray, queue: np.ndarray, queued: int, dirty: np.uint32, rules: Board) -> bool:
+def _propagate(
+    candidates: np.ndarray, queue: np.ndarray, queued: int, dirty: np.uint32, rules: Board
+) -> bool:
     """Applies singles until nothing changes; False if some cell or digit has no place left.
 
-    ``queue`` holds ``queued`` cells with one candidate whose peers do not know it yet; ``dirty`` marks the units
-    to search for digits with one place. A cell enters the queue once, when it gets its last candidate.
+    ``queue`` holds ``queued`` cells with one candidate whose peers do not know it yet; ``dirty`` marks the
+    units to search for digits with one place. A cell enters the queue once, when it gets its last candidate.
     """
     one = np.uint16(1)
     every_digit = np.uint16((1 << rules.size) - 1)
@@ -148,11 +151,14 @@ def _pick(values: np.uint16, stream: np.ndarray) -> np.uint16:
 
 
 @numba.njit(cache=True, nogil=True)
-def search(candidates: np.ndarray, rules: Board, limit: int, stream: np.ndarray, solution: np.ndarray) -> tuple[int, int]:
+def search(
+    candidates: np.ndarray, rules: Board, limit: int, stream: np.ndarray, solution: np.ndarray
+) -> tuple[int, int]:
     """Depth-first search from ``candidates``, uint16 [cells] (bit d: digit d + 1 is possible).
 
-    Returns the number of solutions, counted up to ``limit``, and the values assumed. The first solution goes to
-    ``solution``, uint8 [cells]. A ``stream`` of size 4 makes the order of the values random, one of size 0 rising.
+    Returns the number of solutions, counted up to ``limit``, and the values assumed. The first solution goes
+    to ``solution``, uint8 [cells]. A ``stream`` of size 4 makes the order of the values random, one of size 0
+    rising.
     """
     cells = candidates.size
     frames = np.empty((cells + 1, cells), np.uint16)
@@ -207,7 +213,7 @@ def _digit(value: np.uint16) -> int:
 
 @numba.njit(cache=True, nogil=True)
 def set_candidates(puzzle: np.ndarray, rules: Board, candidates: np.ndarray) -> None:
-    """Writes the candidates, uint16 [cells], of a puzzle, uint8 [cells] with 0 for a blank: clues only, no deduction."""
+    """Writes the ``candidates``, uint16 [cells], of a puzzle, uint8 [cells]; deduces nothing."""
     for cell in range(puzzle.size):
         if puzzle[cell]:
             candidates[cell] = 1 << (puzzle[cell] - 1)
@@ -227,7 +233,7 @@ def _solve_rows(
 
 
 def solve(puzzles: np.ndarray, rules: Board) -> Solved:
-    """Solves puzzles, uint8 [n, cells] with 0 for a blank, on all cores; the result does not depend on their number."""
+    """Solves puzzles, uint8 [n, cells] with 0 for a blank, on all cores."""
     n = len(puzzles)
     solved = Solved(np.zeros_like(puzzles), np.zeros(n, np.int64), np.zeros(n, np.int64))
 

@@ -24,28 +24,23 @@ class Source(Protocol):
     def task_names(self) -> Collection[str] | None: ...
 
 
-class Sourced(Protocol):
-    """A data set made of sources; kept this general so that evaluators do not import the loader."""
+def build_evaluators(specs: Sequence[dict[str, Any]], sources: Sequence[Source]) -> list[tuple[str, Evaluator]]:
+    """The evaluators named ``{"name": "module@Class", **options}``, each with a label for its figures and files.
 
-    @property
-    def sources(self) -> Sequence[Source]: ...
-
-
-def build_evaluators(specs: Sequence[dict[str, Any]], sources: Sequence[Source]) -> list[Evaluator]:
-    """The evaluators named ``{"name": "module@Class", **options}``, one for each source."""
+    Rows are told apart by their identifiers: each source that has some gets an evaluator of its own, labelled with the
+    directory's name where there are several. Sources without identifiers share one. Labels are unique or empty.
+    """
+    chosen = [source for source in sources if source.metadata.num_puzzle_identifiers > 1] or list(sources[:1])
+    labels = [source.path.name for source in chosen]
+    labels = [f"{label}-{i}" if labels.count(label) > 1 else label for i, label in enumerate(labels)]
     evaluators = []
     for spec in specs:
         module, _, class_name = spec["name"].partition("@")
         cls = getattr(importlib.import_module(f"{__name__}.{module}"), class_name)
         options = {key: value for key, value in spec.items() if key != "name"}
-        for source in sources:
-            evaluators.append(
-                cls(
-                    source.path,
-                    source.metadata,
-                    id_offset=source.id_offset,
-                    task_names=source.task_names,
-                    **options,
-                )
+        for label, source in zip(labels, chosen, strict=True):
+            evaluator = cls(
+                source.path, source.metadata, id_offset=source.id_offset, task_names=source.task_names, **options
             )
+            evaluators.append((label if len(chosen) > 1 else "", evaluator))
     return evaluators

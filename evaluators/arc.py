@@ -124,9 +124,7 @@ class ARC:
             self._tasks[name] = pairs
         if not self._tasks:
             restriction = "" if wanted is None else f" among the {len(wanted)} tasks asked for"
-            raise InputError(
-                f"{path} has no task with test pairs{restriction}; rebuild it or name other tasks"
-            )
+            raise InputError(f"{path} has no task with test pairs{restriction}; rebuild it or name other tasks")
 
     def begin_eval(self) -> None:
         """Forget all votes, unless evaluations are pooled."""

@@ -37,9 +37,7 @@ class AugmentedNames:
 
 def read_names(identifiers: list[str], data_path: Path) -> AugmentedNames:
     """Parse names like base or base|||t{symmetry}|||{ten digits}; `InputError` names the first bad one."""
-    parts = [
-        name.rsplit(_SEPARATOR, 2) if _SEPARATOR in name else [name, *_PLAIN_SUFFIX] for name in identifiers
-    ]
+    parts = [name.rsplit(_SEPARATOR, 2) if _SEPARATOR in name else [name, *_PLAIN_SUFFIX] for name in identifiers]
     for index, suffix in enumerate(parts):
         if len(suffix) != 3 or suffix[1] not in _SYMMETRIES or len(suffix[2]) != ARC_COLOURS:
             raise _bad_name(data_path, index, identifiers[index])

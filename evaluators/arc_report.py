@@ -72,9 +72,7 @@ def attempts_json(tasks: Sequence[ScoredTask], attempts: int) -> str:
     """
     return json.dumps(
         {
-            task.name: [
-                [_attempt(pair, answer) for answer in pair.candidates[:attempts]] for pair in task.pairs
-            ]
+            task.name: [[_attempt(pair, answer) for answer in pair.candidates[:attempts]] for pair in task.pairs]
             for task in tasks
         }
     )

@@ -66,15 +66,21 @@ def wilson_interval(successes: float, trials: int) -> tuple[float, float]:
     scale = 1 + z**2 / trials
     centre = (mean + z**2 / (2 * trials)) / scale
     half_width = z / scale * math.sqrt(mean * (1 - mean) / trials + z**2 / (4 * trials**2))
-    return max(0.0, centre - half_width), min(1.0, centre + half_width)
+    # Rounding may leave 0 and 1 a last bit outside their own interval.
+    return max(0.0, min(mean, centre - half_width)), min(1.0, max(mean, centre + half_width))
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a whole text file or nothing: to a neighbour first, then renamed over `path`."""
+    """Write a whole text file or nothing."""
+    write_bytes(path, text.encode("utf-8"))
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a whole file or nothing: to a neighbour first, then renamed over `path`; makes its folder."""
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        aside.write_text(text, encoding="utf-8")
+        aside.write_bytes(content)
         os.replace(aside, path)
     finally:
         aside.unlink(missing_ok=True)

@@ -58,6 +58,4 @@ class Votes:
         """Distinct answers, best first; empty if nobody voted."""
         answers = self.by_question.get(question, {})
         best_first = sorted(answers.items(), key=lambda item: (-item[1][0], -item[1][1], item[0]))
-        return [
-            Candidate(key, count, total / (count << FIXED_POINT_BITS)) for key, (count, total) in best_first
-        ]
+        return [Candidate(key, count, total / (count << FIXED_POINT_BITS)) for key, (count, total) in best_first]

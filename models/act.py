@@ -66,11 +66,7 @@ class ACTConfig(BaseModel):
     @property
     def puzzle_tokens(self) -> int:
         """Latent positions in front of the grid's cells: none without a puzzle embedding."""
-        return (
-            0
-            if self.puzzle_emb_ndim == 0
-            else self.puzzle_emb_len or -(-self.puzzle_emb_ndim // self.hidden_size)
-        )
+        return 0 if self.puzzle_emb_ndim == 0 else self.puzzle_emb_len or -(-self.puzzle_emb_ndim // self.hidden_size)
 
     @property
     def latent_length(self) -> int:

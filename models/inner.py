@@ -37,9 +37,7 @@ class RecursiveInner(nn.Module):
         hidden, dtype = config.hidden_size, config.dtype
         self.embed_scale = hidden**0.5
 
-        self.embed_tokens = CastedEmbedding(
-            config.vocab_size, hidden, init_std=1 / self.embed_scale, cast_to=dtype
-        )
+        self.embed_tokens = CastedEmbedding(config.vocab_size, hidden, init_std=1 / self.embed_scale, cast_to=dtype)
         self.lm_head = CastedLinear(hidden, config.vocab_size, bias=False)
         self.q_head = CastedLinear(hidden, 2, bias=True)
         if config.puzzle_tokens > 0:
@@ -51,14 +49,10 @@ class RecursiveInner(nn.Module):
         if config.pos_encodings == "rope":
             self.rotary = RotaryEmbedding(hidden // config.num_heads, config.latent_length, config.rope_theta)
         elif config.pos_encodings == "learned":
-            self.embed_pos = CastedEmbedding(
-                config.latent_length, hidden, init_std=1 / self.embed_scale, cast_to=dtype
-            )
+            self.embed_pos = CastedEmbedding(config.latent_length, hidden, init_std=1 / self.embed_scale, cast_to=dtype)
 
         for name in self.latent_names():
-            self.register_buffer(
-                self.init_name(name), trunc_normal_init_(torch.empty(hidden), std=1).to(dtype)
-            )
+            self.register_buffer(self.init_name(name), trunc_normal_init_(torch.empty(hidden), std=1).to(dtype))
         with torch.no_grad():
             # Starts at "not solved" with confidence, which bootstraps the halting loss.
             self.q_head.weight.zero_()
@@ -86,18 +80,13 @@ class RecursiveInner(nn.Module):
     def empty_carry(self, batch_size: int) -> Any:
         """Fresh latents, each [batch_size, latent_length, hidden_size] in the forward dtype."""
         shape = (batch_size, self.config.latent_length, self.config.hidden_size)
-        return self.carry_class(
-            *(getattr(self, self.init_name(name)).expand(shape) for name in self.latent_names())
-        )
+        return self.carry_class(*(getattr(self, self.init_name(name)).expand(shape) for name in self.latent_names()))
 
     def reset_carry(self, reset_flag: Tensor, carry: Any) -> Any:
         """Latents of the rows in `reset_flag` bool [batch] back to their initial values."""
         flag = reset_flag.view(-1, 1, 1)
         return self.carry_class(
-            *(
-                torch.where(flag, getattr(self, self.init_name(n)), getattr(carry, n))
-                for n in self.latent_names()
-            )
+            *(torch.where(flag, getattr(self, self.init_name(n)), getattr(carry, n)) for n in self.latent_names())
         )
 
     def input_embeddings(self, inputs: Tensor, puzzle_identifiers: Tensor) -> Tensor:

@@ -32,9 +32,7 @@ class CastedLinear(nn.Module):
 
     def __init__(self, in_features: int, out_features: int, bias: bool):
         super().__init__()
-        self.weight = nn.Parameter(
-            trunc_normal_init_(torch.empty(out_features, in_features), std=in_features**-0.5)
-        )
+        self.weight = nn.Parameter(trunc_normal_init_(torch.empty(out_features, in_features), std=in_features**-0.5))
         self.bias = nn.Parameter(torch.zeros(out_features)) if bias else None
 
     def forward(self, x: Tensor) -> Tensor:
@@ -48,9 +46,7 @@ class CastedEmbedding(nn.Module):
     def __init__(self, num_embeddings: int, embedding_dim: int, init_std: float, cast_to: torch.dtype):
         super().__init__()
         self.cast_to = cast_to
-        self.embedding_weight = nn.Parameter(
-            trunc_normal_init_(torch.empty(num_embeddings, embedding_dim), init_std)
-        )
+        self.embedding_weight = nn.Parameter(trunc_normal_init_(torch.empty(num_embeddings, embedding_dim), init_std))
 
     def forward(self, ids: Tensor) -> Tensor:
         return F.embedding(ids, self.embedding_weight.to(self.cast_to))
@@ -104,14 +100,12 @@ class Attention(nn.Module):
         query, key, value = self.qkv_proj(x).view(batch, length, 3, self.num_heads, self.head_dim).unbind(2)
         if cos_sin is not None:
             query, key = rotate(query, cos_sin), rotate(key, cos_sin)
-        mixed = F.scaled_dot_product_attention(
-            query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2)
-        )
+        mixed = F.scaled_dot_product_attention(query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2))
         return self.o_proj(mixed.transpose(1, 2).reshape(batch, length, -1))
 
 
 class SwiGLU(nn.Module):
-    """Gated MLP [..., size] -> [..., size] (Shazeer 2020); the inner width is 2/3 * expansion * size, a multiple of 256."""
+    """Gated MLP [..., size] -> [..., size] (Shazeer 2020), 2/3 * expansion * size wide, in multiples of 256."""
 
     def __init__(self, size: int, expansion: float):
         super().__init__()
@@ -131,9 +125,7 @@ class Block(nn.Module):
     (TRM paper, section 4.5); its residual is then normalised over the positions, as published.
     """
 
-    def __init__(
-        self, hidden_size: int, num_heads: int, expansion: float, eps: float, mlp_length: int | None = None
-    ):
+    def __init__(self, hidden_size: int, num_heads: int, expansion: float, eps: float, mlp_length: int | None = None):
         super().__init__()
         self.eps = eps
         if mlp_length is None:

@@ -90,9 +90,7 @@ class ACTLossHead(nn.Module):
         finished = carry.halted & has_labels
         metrics = {
             "count": finished.sum(),
-            "accuracy": torch.where(
-                finished, (correct.to(torch.float32) / divisor.unsqueeze(-1)).sum(-1), 0
-            ).sum(),
+            "accuracy": torch.where(finished, (correct.to(torch.float32) / divisor.unsqueeze(-1)).sum(-1), 0).sum(),
             "exact_accuracy": (finished & solved).sum(),
             "q_halt_accuracy": (finished & ((outputs["q_halt_logits"] >= 0) == solved)).sum(),
             "steps": torch.where(finished, carry.steps, 0).sum(),
@@ -100,9 +98,7 @@ class ACTLossHead(nn.Module):
             "q_halt_loss": q_halt_loss.detach(),
         }
         if "target_q_continue" in outputs:
-            q_continue_loss = _halting_loss(
-                outputs["q_continue_logits"], outputs["target_q_continue"], has_labels
-            )
+            q_continue_loss = _halting_loss(outputs["q_continue_logits"], outputs["target_q_continue"], has_labels)
             loss = loss + 0.5 * q_continue_loss
             metrics["q_continue_loss"] = q_continue_loss.detach()
 

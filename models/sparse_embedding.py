@@ -24,9 +24,7 @@ class CastedSparseEmbedding(nn.Module):
     def __init__(self, num_embeddings: int, embedding_dim: int, init_std: float, cast_to: torch.dtype):
         super().__init__()
         self.cast_to = cast_to
-        self.register_buffer(
-            "weights", trunc_normal_init_(torch.empty(num_embeddings, embedding_dim), init_std)
-        )
+        self.register_buffer("weights", trunc_normal_init_(torch.empty(num_embeddings, embedding_dim), init_std))
         self._touched: list[tuple[Tensor, Tensor]] = []
 
     def forward(self, ids: Tensor) -> Tensor:
@@ -38,14 +36,10 @@ class CastedSparseEmbedding(nn.Module):
         return rows.to(self.cast_to)
 
     def take_touched(self) -> tuple[Tensor, Tensor]:
-        """Identifiers [rows] and gradients [rows, embedding_dim] fp32 since the last call, in the order of the look-ups."""
+        """Identifiers [rows] and gradients [rows, embedding_dim] fp32 since the last call, in look-up order."""
         touched, self._touched = self._touched, []
         if not touched:
-            return self.weights.new_zeros(0, dtype=torch.int32), self.weights.new_zeros(
-                0, self.weights.shape[1]
-            )
+            return self.weights.new_zeros(0, dtype=torch.int32), self.weights.new_zeros(0, self.weights.shape[1])
         ids = torch.cat([ids for ids, _ in touched])
-        gradients = torch.cat(
-            [torch.zeros_like(rows) if rows.grad is None else rows.grad for _, rows in touched]
-        )
+        gradients = torch.cat([torch.zeros_like(rows) if rows.grad is None else rows.grad for _, rows in touched])
         return ids, gradients

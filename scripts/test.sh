@@ -7,8 +7,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 
 bash scripts/setup_env.sh dev
-# shellcheck disable=SC1091
-source .venv/bin/activate
+export PATH="$PWD/.venv/bin:$PATH"
 
 # One thread for each of the two pytest workers: more only fight over the cores.
 export OMP_NUM_THREADS=1

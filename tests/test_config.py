@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import re
 import shlex
 from pathlib import Path
 
@@ -56,6 +58,17 @@ def test_every_file_is_a_choice_or_an_entry_point() -> None:
     choices = {CONFIG_DIR / group / f"{choice}.yaml" for group, choice in CHOICES}
     entry_points = {CONFIG_DIR / "cfg_pretrain.yaml", CONFIG_DIR / "cfg_evaluate.yaml"}
     assert set(CONFIG_DIR.rglob("*.yaml")) == choices | entry_points
+
+
+@pytest.mark.parametrize("choice", config_groups("cfg_pretrain")["data"])
+def test_data_names_the_command_that_builds_it(choice: str) -> None:
+    comments = re.findall(
+        r"^# +(.*)$", (CONFIG_DIR / "data" / f"{choice}.yaml").read_text("utf-8"), re.MULTILINE
+    )
+    command = " ".join(comments).partition("python -m ")[2].partition(" Without ")[0].replace("\\ ", "")
+    module, *arguments = shlex.split(command)
+    parsed = importlib.import_module(module)._parser().parse_args(arguments)
+    assert [parsed.output_dir] == pretrain(f"data={choice}").data_paths
 
 
 def test_files_and_schemas_have_the_same_keys() -> None:

@@ -82,7 +82,5 @@ def load_weights(model: ACTLossHead, weights: dict[str, Tensor], source: str) ->
             )
     unknown = sorted(set(weights) - set(state))
     if unknown:
-        raise InputError(
-            f"{source} has a tensor {unknown[0]} that this model does not: the arch.* keys differ"
-        )
+        raise InputError(f"{source} has a tensor {unknown[0]} that this model does not: the arch.* keys differ")
     model.load_state_dict(weights)

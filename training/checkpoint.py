@@ -317,9 +317,7 @@ def _remove(path: Path) -> None:
         shutil.rmtree(doomed)
 
 
-def _rows_to_read(
-    directory: Path, files: Mapping[str, FileRecord], slots: range | None
-) -> dict[str, slice | None]:
+def _rows_to_read(directory: Path, files: Mapping[str, FileRecord], slots: range | None) -> dict[str, slice | None]:
     """File name -> the rows of it that ``slots`` covers, in slot order; None is all of a replicated file."""
     held = {name: range(*record.slots) for name, record in files.items() if record.slots is not None}
     if not held:
@@ -339,9 +337,7 @@ def _rows_to_read(
     return rows
 
 
-def _read_tensors(
-    directory: Path, rows: Mapping[str, slice | None], device: str | torch.device
-) -> dict[str, Tensor]:
+def _read_tensors(directory: Path, rows: Mapping[str, slice | None], device: str | torch.device) -> dict[str, Tensor]:
     """Tensor name -> the given rows of every file, one after the other."""
     parts: dict[str, list[Tensor]] = {}
     for file_name, cut in rows.items():

@@ -81,9 +81,7 @@ def to_yaml(config: BaseModel) -> str:
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 
-def compose_mapping(
-    config_name: str, overrides: Sequence[str], allow_missing: bool = False
-) -> dict[str, Any]:
+def compose_mapping(config_name: str, overrides: Sequence[str], allow_missing: bool = False) -> dict[str, Any]:
     """What Hydra composes, with interpolations resolved; not validated yet. A missing value is ``???``."""
     groups = config_groups(config_name)
     arguments = [_normalise(text, groups) for text in overrides]
@@ -118,9 +116,7 @@ def _normalise(text: str, groups: Mapping[str, list[str]]) -> str:
     if key.partition(".")[0] == "hydra":
         raise InputError(f"{text}: Hydra's own settings have no effect here; see --help for the keys that do")
     if override.is_sweep_override():
-        raise InputError(
-            f"{text}: expected one value; start one run for each, or quote a value that holds a comma"
-        )
+        raise InputError(f"{text}: expected one value; start one run for each, or quote a value that holds a comma")
     if key not in groups:
         if (CONFIG_DIR / key).is_dir():
             raise InputError(f"{text}: there is no group {key} here, only {', '.join(groups)}")

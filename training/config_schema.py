@@ -21,9 +21,7 @@ from datasets.common import InputError
 Text = Annotated[str, Field(strict=False, coerce_numbers_to_str=True, min_length=1)]
 Device = Literal["auto", "cpu", "cuda", "mps"]
 ActEval = Literal["fixed", "early"]
-SavedOutput = Literal[
-    "inputs", "labels", "puzzle_identifiers", "preds", "logits", "q_halt_logits", "q_continue_logits"
-]
+SavedOutput = Literal["inputs", "labels", "puzzle_identifiers", "preds", "logits", "q_halt_logits", "q_continue_logits"]
 
 
 class Section(BaseModel):
@@ -119,9 +117,7 @@ def _check_evaluators(evaluators: list[EvaluatorConfig]) -> None:
     names = [evaluator.name for evaluator in evaluators]
     for name in names:
         if names.count(name) > 1:
-            raise ValueError(
-                f"evaluators names {name} {names.count(name)} times: their figures would collide"
-            )
+            raise ValueError(f"evaluators names {name} {names.count(name)} times: their figures would collide")
 
 
 class PretrainConfig(Section):
@@ -219,9 +215,7 @@ class PretrainConfig(Section):
         if self.eval_interval is not None:
             self._check_eval_interval(self.eval_interval)
         if self.micro_batch_size is not None and self.global_batch_size > self.micro_batch_size:
-            _check_multiple(
-                "global_batch_size", self.global_batch_size, self.micro_batch_size, "micro_batch_size"
-            )
+            _check_multiple("global_batch_size", self.global_batch_size, self.micro_batch_size, "micro_batch_size")
         if self.ema_puzzle_emb and not self.ema:
             raise ValueError("ema_puzzle_emb=true has no effect with ema=false: set ema=true")
         if self.resume not in (None, "auto") and self.load_checkpoint is not None:
@@ -230,9 +224,7 @@ class PretrainConfig(Section):
                 ": give one of them"
             )
         if self.freeze_weights and self.load_checkpoint is None and self.resume in (None, "auto"):
-            raise ValueError(
-                "freeze_weights=true would keep random weights: name trained ones with load_checkpoint"
-            )
+            raise ValueError("freeze_weights=true would keep random weights: name trained ones with load_checkpoint")
         if self.freeze_weights and self.arch.hyperparameters.get("puzzle_emb_ndim") == 0:
             raise ValueError("freeze_weights=true with arch.puzzle_emb_ndim=0 leaves nothing to train")
         _check_evaluators(self.evaluators)
@@ -260,11 +252,7 @@ class PretrainConfig(Section):
                 f": use a multiple of {world_size}"
             )
         local = self.global_batch_size // world_size
-        if (
-            self.micro_batch_size is not None
-            and local > self.micro_batch_size
-            and local % self.micro_batch_size
-        ):
+        if self.micro_batch_size is not None and local > self.micro_batch_size and local % self.micro_batch_size:
             raise InputError(
                 f"micro_batch_size={self.micro_batch_size} does not divide the {local} rows of each of the "
                 f"{world_size} processes (global_batch_size={self.global_batch_size})"
@@ -290,9 +278,7 @@ class PretrainConfig(Section):
     @property
     def run_dir(self) -> Path:
         """The folder of the run's configuration, records and checkpoints."""
-        return (
-            Path(self.checkpoint_path) if self.checkpoint_path is not None else Path("runs") / self.run_label
-        )
+        return Path(self.checkpoint_path) if self.checkpoint_path is not None else Path("runs") / self.run_label
 
 
 class EvaluateConfig(Section):
@@ -333,9 +319,7 @@ class EvaluateConfig(Section):
                 "it does not name its data either, so give data_paths=[...] as well"
             )
         if self.data_paths == []:
-            raise ValueError(
-                "data_paths=[] leaves nothing to evaluate: name a folder, or null for the checkpoint's"
-            )
+            raise ValueError("data_paths=[] leaves nothing to evaluate: name a folder, or null for the checkpoint's")
         _check_evaluators(self.evaluators or [])
         return self
 

@@ -98,9 +98,7 @@ class Distributed:
             return rows
         gathered = rows.new_empty((self.world_size * rows.shape[0], *rows.shape[1:]))
         # As bytes: Gloo does not know every dtype (bool, bfloat16), and nothing is added up.
-        torch_dist.all_gather_into_tensor(
-            gathered.reshape(-1).view(torch.uint8), rows.detach().contiguous().reshape(-1).view(torch.uint8)
-        )
+        torch_dist.all_gather_into_tensor(gathered.view(-1).view(torch.uint8), _flattened([rows]).view(torch.uint8))
         return gathered
 
     def gather_objects(self, item: object) -> list[Any] | None:
@@ -223,6 +221,6 @@ def _by_kind(tensors: Iterable[Tensor]) -> dict[tuple[torch.device, torch.dtype]
 
 
 def _flattened(tensors: list[Tensor]) -> Tensor:
-    """One 1-D tensor of all elements; a single tensor is not copied if it need not be."""
-    rows = [tensor.detach().reshape(-1) for tensor in tensors]
-    return rows[0] if len(rows) == 1 else torch.cat(rows)
+    """One contiguous 1-D tensor of all elements; a single tensor is not copied if it need not be."""
+    parts = [tensor.detach().reshape(-1) for tensor in tensors]
+    return parts[0].contiguous() if len(parts) == 1 else torch.cat(parts)

@@ -19,9 +19,7 @@ class EMA:
 
     @torch.no_grad()
     def update(self) -> None:
-        torch._foreach_lerp_(
-            list(self.shadow.values()), [w.detach() for w in self.weights.values()], 1 - self.rate
-        )
+        torch._foreach_lerp_(list(self.shadow.values()), [w.detach() for w in self.weights.values()], 1 - self.rate)
 
     @contextmanager
     def applied(self) -> Iterator[None]:

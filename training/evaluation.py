@@ -37,7 +37,7 @@ class Evaluator(Protocol):
 def evaluate(
     model: ACTLossHead,
     dataset: PuzzleDataset,
-    evaluators: Sequence[Evaluator],
+    evaluators: Sequence[tuple[str, Evaluator]],
     *,
     dist: Distributed,
     batch_size: int,
@@ -47,18 +47,18 @@ def evaluate(
 ) -> dict[str, float] | None:
     """All figures on rank 0, None elsewhere; `batch_size` is global. Files go to `save_dir`.
 
+    An evaluator's label, where it has one, goes before its figures' names and is the folder of its files.
+
     Raises `InputError` where the batch cannot be shared out or nothing was evaluated.
     """
     if batch_size % dist.world_size:
         raise InputError(
             f"eval_batch_size={batch_size} cannot be shared out over {dist.world_size} processes; use a multiple"
         )
-    keys = set(save_outputs).union(*(evaluator.required_outputs for evaluator in evaluators)) - set(
-        BATCH_KEYS
-    )
+    keys = set(save_outputs).union(*(evaluator.required_outputs for _, evaluator in evaluators)) - set(BATCH_KEYS)
     was_training = model.training
     model.eval()
-    for evaluator in evaluators:
+    for _, evaluator in evaluators:
         evaluator.begin_eval()
     totals: dict[str, _SetTotals] = {}
     saved: list[Rows] = []
@@ -74,21 +74,22 @@ def evaluate(
             statistics=total.act,
         ):
             total.add(finished)
-            for evaluator in evaluators:
+            for _, evaluator in evaluators:
                 evaluator.update_batch(finished, finished)
             if save_outputs:
                 saved.append({key: finished[key] for key in ("row_index", "steps", *save_outputs)})
     model.train(was_training)
 
     figures = _gather_figures(totals, dist, save_dir)
-    for evaluator in evaluators:
-        result = evaluator.result(save_dir if dist.is_main else None, gather=dist.gather_objects)
+    for label, evaluator in evaluators:
+        folder = save_dir / label if save_dir is not None and dist.is_main else None
+        result = evaluator.result(folder, gather=dist.gather_objects)
         if figures is not None and result is not None:
-            figures |= result
+            figures |= {f"{label}/{key}" if label else key: value for key, value in result.items()}
     if save_outputs and save_dir is not None:
         save_dir.mkdir(parents=True, exist_ok=True)
         arrays = {key: np.concatenate([part[key] for part in saved]) for key in saved[0]} if saved else {}
-        np.savez(save_dir / f"outputs_rank{dist.rank}.npz", **arrays)
+        np.savez(save_dir / f"outputs_rank{dist.rank}.npz", allow_pickle=False, **arrays)
     return figures
 
 
@@ -121,9 +122,7 @@ class _SetTotals:
         }
 
 
-def _by_set(
-    dataset: PuzzleDataset, batch_size: int, dist: Distributed
-) -> Iterator[tuple[str, Iterator[Rows]]]:
+def _by_set(dataset: PuzzleDataset, batch_size: int, dist: Distributed) -> Iterator[tuple[str, Iterator[Rows]]]:
     """The sets of the data, each with an iterator over its real rows (padding dropped)."""
     batches = iter(dataset.test_batches(batch_size, dist.rank, dist.world_size))
     upcoming = next(batches, None)
@@ -141,9 +140,7 @@ def _by_set(
         yield current, rows()
 
 
-def _gather_figures(
-    totals: dict[str, _SetTotals], dist: Distributed, save_dir: Path | None
-) -> dict[str, float] | None:
+def _gather_figures(totals: dict[str, _SetTotals], dist: Distributed, save_dir: Path | None) -> dict[str, float] | None:
     gathered = dist.gather_objects(totals)
     if gathered is None:
         return None
@@ -155,13 +152,9 @@ def _gather_figures(
             else:
                 merged[name] = total
     if not any(total.act.rows for total in merged.values()):
-        raise InputError(
-            "the evaluation data has no row with labels: check data_paths_test and its test split"
-        )
+        raise InputError("the evaluation data has no row with labels: check data_paths_test and its test split")
     if save_dir is not None:
         save_dir.mkdir(parents=True, exist_ok=True)
         steps = {name: total.act.as_json() for name, total in merged.items()}
         (save_dir / "act_steps.json").write_text(json.dumps(steps, indent=2))
-    return {
-        f"{name}/{key}": value for name, total in merged.items() for key, value in total.figures().items()
-    }
+    return {f"{name}/{key}": value for name, total in merged.items() for key, value in total.figures().items()}

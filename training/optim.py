@@ -155,9 +155,7 @@ def build_optimizers(config: PretrainConfig, model: nn.Module) -> list[Optimizer
         return [(packaged_adam_atan2() or AdamATan2)([everything], **adam)]
     if config.optim.name == "adamw":
         return [torch.optim.AdamW([everything], **adam)]
-    hidden = {
-        key for key, p in params.items() if p.ndim == 2 and not any(part in key for part in NOT_FOR_MUON)
-    }
+    hidden = {key for key, p in params.items() if p.ndim == 2 and not any(part in key for part in NOT_FOR_MUON)}
     matrices = {"params": [params[key] for key in params if key in hidden], "base_lr": config.optim.muon_lr}
     rest = {"params": [params[key] for key in params if key not in hidden], "base_lr": config.lr}
     muon: dict[str, Any] = {

@@ -27,9 +27,7 @@ class Progress:
         self._seconds_per_step: float | None = None
         self._bar: tqdm | None = None
         if bar and sys.stderr.isatty():
-            self._bar = tqdm(
-                total=total_steps, initial=start_step, bar_format=_BAR_FORMAT, dynamic_ncols=True
-            )
+            self._bar = tqdm(total=total_steps, initial=start_step, bar_format=_BAR_FORMAT, dynamic_ncols=True)
 
     def update(self, step: int, texts: Mapping[str, float | str] | None = None) -> None:
         """Show that ``step`` steps are done, with figures such as the loss."""

@@ -181,9 +181,7 @@ def rollout(
             where = torch.from_numpy(np.flatnonzero(finished)).to(device)
             row_index = held.row_index[finished]
             arrays = {key: value[where] for key, value in held.batch.items()}
-            arrays |= {
-                key: outputs[key][where].to(_storable(outputs[key].dtype)) for key in keys if key in outputs
-            }
+            arrays |= {key: outputs[key][where].to(_storable(outputs[key].dtype)) for key in keys if key in outputs}
             arrays["lm_loss"] = _mean_loss(model, outputs["logits"][where], arrays["labels"])
             held.refill(finished)
             yield {

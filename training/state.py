@@ -132,9 +132,7 @@ def create_state(
 def exploration(seed: int, step: int, global_batch_size: int, slots: range) -> Tensor:
     """Two uniforms in [0, 1) for each slot, fp32 [2, len(slots)]: the same for any division into processes."""
     generator = np.random.Generator(np.random.Philox(key=[seed, EXPLORATION_STREAM], counter=[0, 0, 0, step]))
-    return torch.from_numpy(
-        generator.random((2, global_batch_size), dtype=np.float32)[:, slots.start : slots.stop]
-    )
+    return torch.from_numpy(generator.random((2, global_batch_size), dtype=np.float32)[:, slots.start : slots.stop])
 
 
 def _carry_tensors(carry: ACTCarry) -> dict[str, Tensor]:

@@ -28,15 +28,13 @@ class Weights:
 def read_weights(source: str, use_ema: bool = True) -> Weights:
     """The averaged weights where the checkpoint has them and `use_ema`, else the raw ones.
 
-    `source`: a run's folder, one of its checkpoints, or an original ``.pt`` file. Raises `InputError` for anything else.
+    `source`: a run's folder, one of its checkpoints, or an original ``.pt`` file; else `InputError`.
     """
     path = Path(source)
     if path.is_file():
         return Weights(path, read_torch_checkpoint(path))
     if not path.is_dir():
-        raise InputError(
-            f"checkpoint {source} does not exist: name a run's folder, a checkpoint or an original file"
-        )
+        raise InputError(f"checkpoint {source} does not exist: name a run's folder, a checkpoint or an original file")
     directory = resolve_checkpoint(path)
     groups = {record.group for record in read_manifest(directory).files.values()}
     averaged = use_ema and "ema" in groups

@@ -18,9 +18,7 @@ class Model_ACTV2Config(ACTConfig):
     it stays the default for checkpoints of it. Set ``no_ACT_continue=true`` for a halting head that means something.
     """
 
-    H_cycles: int = Field(
-        1, gt=0
-    )  # accepted for the configurations that name it; there are no cycles to repeat
+    H_cycles: int = Field(1, gt=0)  # accepted for the configurations that name it; there are no cycles to repeat
     H_layers: int = Field(8, gt=0)
     no_ACT_continue: bool = False
     trains_q_continue: ClassVar[bool] = False

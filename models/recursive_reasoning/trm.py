@@ -1,4 +1,4 @@
-"""The Tiny Recursive Model: one small network that refines a scratchpad z_L and an answer z_H (Jolicoeur-Martineau 2025).
+"""The Tiny Recursive Model (Jolicoeur-Martineau 2025): one small network refines a scratchpad z_L and an answer z_H.
 
 In an H-cycle, ``z_L <- L(z_L + z_H + x)`` runs L_cycles times, then ``z_H <- L(z_H + z_L)``; L is the same network in
 both roles. ``H_layers > 0`` builds a second network for z_H instead, at twice the parameters for H_layers = L_layers

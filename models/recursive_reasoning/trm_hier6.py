@@ -1,4 +1,6 @@
-"""TRM with six scratchpads, one for each L-step of a cycle (TRM paper, Table 2, "multi-scale z": 77.6 % on Sudoku-Extreme).
+"""TRM with six scratchpads, one for each L-step of a cycle.
+
+The "multi-scale z" of the TRM paper's Table 2: 77.6 % on Sudoku-Extreme against 87.4 %.
 
 Step i reads the sum of all six and writes only the i-th.
 """

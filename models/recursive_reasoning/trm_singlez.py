@@ -1,4 +1,7 @@
-"""TRM with a single latent: answer and scratchpad share z_L (TRM paper, Table 2, "single z": 71.9 % on Sudoku-Extreme)."""
+"""TRM with a single latent: answer and scratchpad share z_L.
+
+The "single z" of the TRM paper's Table 2: 71.9 % on Sudoku-Extreme against 87.4 %.
+"""
 
 from __future__ import annotations
 

@@ -25,11 +25,7 @@ class Fixture:
         self.meta = json.loads(bytes(self.arrays["meta_json"]).decode())
 
     def tensors(self, prefix: str) -> dict[str, torch.Tensor]:
-        return {
-            k.removeprefix(prefix): torch.from_numpy(v)
-            for k, v in self.arrays.items()
-            if k.startswith(prefix)
-        }
+        return {k.removeprefix(prefix): torch.from_numpy(v) for k, v in self.arrays.items() if k.startswith(prefix)}
 
     def model(self) -> ACTLossHead:
         cls = load_class(f"{self.meta['module']}@{self.meta['cls']}")

@@ -58,9 +58,7 @@ def make_batch(rows: int = 4, seed: int = 0) -> dict[str, torch.Tensor]:
         ("hrm", {}, 27_276_290),
     ],
 )
-def test_parameter_counts_outside_the_puzzle_table(
-    arch: str, config: dict[str, Any], parameters: int
-) -> None:
+def test_parameter_counts_outside_the_puzzle_table(arch: str, config: dict[str, Any], parameters: int) -> None:
     data = {
         "batch_size": 1,
         "seq_len": 900,
@@ -108,8 +106,7 @@ def test_every_parameter_learns(arch: str, changes: dict[str, Any]) -> None:
 
 
 def test_only_the_last_cycle_carries_gradients() -> None:
-    """The no-grad cycles change the value of the gradient's point, not its path: detaching before the last cycle by hand
-    gives the same gradients."""
+    """Detaching the latents before the last cycle by hand gives the same gradients."""
     model = build(H_cycles=3, L_cycles=2)
     inner, batch = model.model.inner, make_batch()
     reference = {}
@@ -212,9 +209,7 @@ def test_padding_rows_count_nowhere() -> None:
     half = {key: value[:2] for key, value in batch.items()}
     minimum = torch.zeros(4, dtype=torch.int32)
     _, loss, metrics, _, _ = model(carry=model.initial_carry(batch), batch=batch, min_halt_steps=minimum)
-    _, half_loss, half_metrics, _, _ = model(
-        carry=model.initial_carry(half), batch=half, min_halt_steps=minimum[:2]
-    )
+    _, half_loss, half_metrics, _, _ = model(carry=model.initial_carry(half), batch=half, min_halt_steps=minimum[:2])
     assert loss.item() == pytest.approx(half_loss.item(), rel=1e-6)
     for name in metrics:
         assert metrics[name].item() == pytest.approx(half_metrics[name].item(), rel=1e-5), name
@@ -232,6 +227,7 @@ def test_token_losses_against_definitions() -> None:
     assert stablemax_cross_entropy(logits, labels)[0, 1] == softmax_cross_entropy(logits, labels)[0, 1] == 0
     extreme = torch.tensor([1.0, 1e30, -1e30], requires_grad=True)
     log_stablemax(extreme.double())[2].backward()
+    assert extreme.grad is not None
     assert torch.isfinite(extreme.grad).all()
 
 
@@ -244,7 +240,7 @@ def test_halting_loss_stays_finite(bias: float) -> None:
     _, loss, metrics, _, _ = model(carry=model.initial_carry(batch), batch=batch)
     loss.backward()
     assert all(torch.isfinite(value) for value in metrics.values())
-    assert all(torch.isfinite(p.grad).all() for p in model.parameters())
+    assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in model.parameters())
 
 
 @pytest.mark.parametrize(

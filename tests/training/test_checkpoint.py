@@ -14,6 +14,9 @@ import stat
 import subprocess
 import sys
 import time
+from collections.abc import Callable
+from itertools import pairwise
+from multiprocessing.synchronize import Event
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +25,7 @@ import torch
 from torch import Tensor
 
 from datasets.common import InputError
-from training import checkpoint, files
+from training import checkpoint, files, manifest
 from training.checkpoint import (
     find_latest,
     load_checkpoint,
@@ -168,7 +171,7 @@ def test_a_step_can_be_saved_again(tmp_path: Path) -> None:
     assert load_checkpoint(path, groups=["model"]).meta == {"step": 9}
 
 
-class Crash(RuntimeError):
+class CrashError(RuntimeError):
     """Not an OSError: nothing may tidy up after it, as after a kill."""
 
 
@@ -198,7 +201,7 @@ def test_a_crash_at_any_stage_leaves_a_valid_latest(
         def failing(*args: object, **kwargs: object) -> object:
             nonlocal remaining
             if remaining == 0:
-                raise Crash
+                raise CrashError
             remaining -= 1
             return original(*args, **kwargs)
 
@@ -207,8 +210,9 @@ def test_a_crash_at_any_stage_leaves_a_valid_latest(
             try:
                 save(tmp_path, step)
                 break
-            except Crash:
+            except CrashError:
                 pass
+        assert (tmp_path / "checkpoints" / "latest").is_symlink()
         found = find_latest(tmp_path)
         assert found is not None
         assert_holds(found, load_checkpoint(found, groups=[]).step)
@@ -216,6 +220,42 @@ def test_a_crash_at_any_stage_leaves_a_valid_latest(
     assert_holds(find_latest(tmp_path), step)
     save(tmp_path, 3)
     assert not [name for name in step_names(tmp_path) if name.endswith((".tmp", ".replaced"))]
+
+
+def test_the_order_of_writing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All that a rename makes visible is on the disk before it, and `latest` is only ever replaced."""
+    save(tmp_path, 1)
+    calls: list[str] = []
+
+    def spy(module: object, name: str, describe: Callable[..., str]) -> None:
+        original = getattr(module, name)
+
+        def spied(*args: object, **kwargs: object) -> object:
+            calls.append(describe(*args))
+            return original(*args, **kwargs)
+
+        monkeypatch.setattr(module, name, spied)
+
+    def name_of(path: object) -> str:
+        return str(Path(str(path)).relative_to(tmp_path / "checkpoints"))
+
+    spy(checkpoint, "save_file", lambda tensors, path: f"write {name_of(path)}")
+    spy(checkpoint, "sync", lambda path: f"sync {name_of(path)}")
+    spy(manifest, "sync", lambda path: f"sync {name_of(path)}")
+    spy(checkpoint.os, "replace", lambda old, new: f"rename {name_of(old)} to {name_of(new)}")
+    save(tmp_path, 2)
+    assert calls == [
+        "write step_2.tmp/model.safetensors",
+        "sync step_2.tmp/model.safetensors",
+        "write step_2.tmp/optim.safetensors",
+        "sync step_2.tmp/optim.safetensors",
+        "sync step_2.tmp/manifest.json",
+        "sync step_2.tmp",
+        "rename step_2.tmp to step_2",
+        "sync .",
+        "rename latest.tmp to latest",
+        "sync .",
+    ]
 
 
 def test_kills_while_saving_leave_a_valid_latest(tmp_path: Path) -> None:
@@ -350,7 +390,7 @@ def test_all_of_100_faults_are_found_before_a_tensor_is_used(
         assert str(copy / victim) in str(caught.value)
         assert "\n" not in str(caught.value)
         group = victim.removesuffix(".safetensors").replace("manifest.json", "model")
-        with pytest.raises(InputError, match="step_1|case_"):
+        with pytest.raises(InputError, match=r"step_1|case_"):
             load_checkpoint(copy, groups=[group])
     assert opened == []
 
@@ -369,7 +409,7 @@ def test_damage_falls_back_to_the_previous_checkpoint(
     assert "optim.safetensors is missing" in warning
     for step in (1, 2):
         (root / f"step_{step}" / "manifest.json").write_text("{}")
-    with pytest.raises(InputError, match="no checkpoint in .* is intact"):
+    with pytest.raises(InputError, match=r"no checkpoint in .* is intact"):
         find_latest(tmp_path)
 
 
@@ -424,7 +464,7 @@ def test_slots_are_cut_for_any_number_of_processes(tmp_path: Path) -> None:
     assert path is not None
     for world_size in (1, 2, 3, 4, 5):
         bounds = [12 * rank // world_size for rank in range(world_size + 1)]
-        for start, stop in zip(bounds, bounds[1:], strict=False):
+        for start, stop in pairwise(bounds):
             loaded = load_checkpoint(path, groups=["carry", "model"], slots=range(start, stop))
             assert loaded.groups.keys() == {"model"}
             for name, tensor in carry.items():
@@ -473,7 +513,7 @@ def test_the_lock_of_a_killed_job_is_gone(tmp_path: Path) -> None:
         pass
 
 
-def _hold_lock(run_dir: Path, locked) -> None:  # type: ignore[no-untyped-def]
+def _hold_lock(run_dir: Path, locked: Event) -> None:
     with RunLock(run_dir):
         locked.set()
         time.sleep(60)

@@ -1,12 +1,12 @@
-"""The distributed calls: one process needs no group; two Gloo processes under torchrun give the sums one expects.
+"""The distributed calls: one process needs no group; two processes under torchrun give the right sums.
 
-The workers run this file as a script, once for all tests, and leave what they got in files.
+The workers run this file as a script, once for all tests, and leave what they got in files. They use the CPU
+and Gloo, and then, where there are two GPUs, those and NCCL.
 """
 
 from __future__ import annotations
 
 import errno
-import json
 import os
 import subprocess
 import sys
@@ -29,31 +29,41 @@ SLOTS = 6
 ROW_DTYPES = (torch.float32, torch.bfloat16, torch.int32, torch.int64, torch.bool)
 
 
-def network(seed: int) -> nn.Module:
-    torch.manual_seed(seed)
-    model = nn.Sequential(nn.Linear(3, 5), nn.ReLU(), nn.Linear(5, 2))
-    model.register_buffer("counts", torch.arange(4) + seed)
-    model.register_buffer("flags", torch.tensor([seed > 0, True]))
-    model.register_buffer("scratch", torch.full((2, 2), float(seed)), persistent=False)
-    model.register_parameter("half", nn.Parameter(torch.randn(3, dtype=torch.bfloat16)))
-    model.register_buffer("large", torch.full((1 << 22,), float(seed)))
-    return model
+class Network(nn.Module):
+    """Parameters of two dtypes, buffers of four, one of them not persistent and one sent by itself."""
+
+    def __init__(self, seed: int) -> None:
+        super().__init__()
+        torch.manual_seed(seed)
+        self.first, self.second = nn.Linear(3, 5), nn.Linear(5, 2)
+        self.small = nn.Parameter(torch.randn(3, dtype=torch.bfloat16))
+        self.register_buffer("counts", torch.arange(4) + seed)
+        self.register_buffer("flags", torch.tensor([seed > 0, True]))
+        self.register_buffer("scratch", torch.full((2, 2), float(seed)), persistent=False)
+        self.register_buffer("large", torch.full((1 << 22,), float(seed)))
+
+    def forward(self, rank: int) -> Tensor:
+        """The loss on a rank's example."""
+        rows = self.second(self.first(example(rank).to(self.small.device)).relu())
+        return rows.square().sum() + (self.small.float() * (rank + 1)).sum()
+
+
+def gradients_of(model: nn.Module) -> dict[str, Tensor]:
+    return {name: param.grad for name, param in model.named_parameters() if param.grad is not None}
 
 
 def example(rank: int) -> Tensor:
     return torch.arange(6.0).reshape(2, 3) + 10 * rank
 
 
-def rows(rank: int, dtype: torch.dtype) -> Tensor:
-    return (torch.arange(8).reshape(4, 2)[::2] + 100 * rank).to(dtype)
+def rows(rank: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Of one and of two dimensions, with gaps between the rows."""
+    numbers = (torch.arange(8) + 100 * rank).to(dtype)
+    return numbers[::2], numbers.reshape(4, 2)[::2]
 
 
 def carry() -> dict[str, Tensor]:
     return {"z": torch.arange(SLOTS * 4.0).reshape(SLOTS, 2, 2), "steps": torch.arange(SLOTS)}
-
-
-def loss_of(model: nn.Module, rank: int) -> Tensor:
-    return (model(example(rank)) ** 2).sum() + (model.half.float() * (rank + 1)).sum()
 
 
 # ---- one process
@@ -70,7 +80,7 @@ def test_one_process_needs_no_group() -> None:
     assert dist.gather_objects("a") == dist.all_gather_objects("a") == ["a"]
     assert dist.broadcast_object("a") == "a"
     dist.barrier()
-    dist.broadcast_module(network(1))
+    dist.broadcast_module(Network(1))
     assert not torch_dist.is_initialized()
 
 
@@ -100,56 +110,60 @@ def test_init_refuses_what_cannot_work(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_flat_gradients_are_the_gradients() -> None:
-    model, reference = network(0), network(0)
-    model.register_parameter("tied", model[0].weight)
-    model[2].bias.requires_grad_(False)
-    gradients = FlatGradients([*model.parameters(), model[0].bias])
-    assert [flat.dtype for flat in gradients.tensors] == [torch.float32, torch.bfloat16]
+    model, reference = Network(0), Network(0)
+    model.second.bias.requires_grad_(False)
+    flat = FlatGradients([*model.parameters(), model.first.bias])
+    assert {buffer.dtype for buffer in flat.tensors} == {torch.float32, torch.bfloat16}
     for _ in range(2):
-        gradients.zero()
-        loss_of(model, 0).backward()
-    loss_of(reference, 0).backward()
-    gradients.all_reduce(Distributed())
-    wanted = {name: param.grad for name, param in reference.named_parameters()}
-    for name, param in model.named_parameters():
-        if name == "2.bias":
-            assert param.grad is None
-        elif name != "tied":
-            assert torch.equal(param.grad, wanted[name])
-    squares = sum(float(grad.float().square().sum()) for name, grad in wanted.items() if name != "2.bias")
-    assert sum(float(flat.float().square().sum()) for flat in gradients.tensors) == pytest.approx(squares)
+        flat.zero()
+        model(0).backward()
+    flat.all_reduce(Distributed())
+    reference(0).backward()
+    wanted = gradients_of(reference)
+    del wanted["second.bias"]
+    assert gradients_of(model).keys() == wanted.keys()
+    for name, gradient in gradients_of(model).items():
+        assert torch.equal(gradient, wanted[name])
+    squares = sum(float(gradient.float().square().sum()) for gradient in wanted.values())
+    assert sum(float(buffer.float().square().sum()) for buffer in flat.tensors) == pytest.approx(squares)
 
 
 def test_flat_gradients_notice_and_repair_lost_views() -> None:
-    model = network(0)
-    gradients = FlatGradients(model.parameters())
+    model = Network(0)
+    flat = FlatGradients(model.parameters())
     model.zero_grad(set_to_none=True)
     with pytest.raises(RuntimeError, match="left the flat buffer"):
-        gradients.all_reduce(Distributed())
-    loss_of(model, 0).backward()
+        flat.all_reduce(Distributed())
+    model(0).backward()
     with pytest.raises(RuntimeError, match="left the flat buffer"):
-        gradients.all_reduce(Distributed())
-    gradients.zero()
-    loss_of(model, 0).backward()
-    gradients.all_reduce(Distributed())
-    assert float(gradients.tensors[0].abs().sum()) > 0
-    gradients.zero()
-    assert all(float(param.grad.abs().sum()) == 0 for param in model.parameters())
+        flat.all_reduce(Distributed())
+    flat.zero()
+    model(0).backward()
+    flat.all_reduce(Distributed())
+    assert all(float(buffer.abs().sum()) > 0 for buffer in flat.tensors)
+    flat.zero()
+    assert len(gradients_of(model)) == 5
+    assert not any(bool(gradient.any()) for gradient in gradients_of(model).values())
 
 
 # ---- two processes
 
 
-@pytest.fixture(scope="module")
-def workers(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
-    """What each rank got, in rank order."""
+needs_gpus = pytest.mark.skipif(torch.cuda.device_count() < WORLD_SIZE, reason="needs two GPUs")
+
+
+@pytest.fixture(scope="module", params=["cpu", pytest.param("cuda", marks=needs_gpus)])
+def workers(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    """What each rank got, on the CPU and in rank order."""
     folder = tmp_path_factory.mktemp("workers")
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    command += ["--nproc-per-node", str(WORLD_SIZE), __file__, str(folder)]
+    command += ["--nproc-per-node", str(WORLD_SIZE), __file__, str(folder), request.param]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     ran = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
     assert ran.returncode == 0, ran.stderr
-    results = [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(WORLD_SIZE)]
+    results = [
+        torch.load(folder / f"{rank}.pt", weights_only=True, map_location="cpu") for rank in range(WORLD_SIZE)
+    ]
     return [{**result, "folder": folder, "stderr": ran.stderr} for result in results]
 
 
@@ -179,12 +193,19 @@ def test_all_reduce_flat_sums_each_tensor(workers: list[dict[str, Any]]) -> None
 
 def test_rows_are_gathered_in_rank_order(workers: list[dict[str, Any]]) -> None:
     for got in workers:
-        for dtype, gathered in zip(ROW_DTYPES, got["rows"], strict=True):
-            assert torch.equal(gathered, torch.cat([rows(0, dtype), rows(1, dtype)]))
+        wanted = [
+            torch.cat(both)
+            for dtype in ROW_DTYPES
+            for both in zip(rows(0, dtype), rows(1, dtype), strict=True)
+        ]
+        assert len(got["rows"]) == len(wanted)
+        for gathered, want in zip(got["rows"], wanted, strict=True):
+            assert gathered.dtype == want.dtype
+            assert torch.equal(gathered, want)
 
 
 def test_modules_equal_rank_0s(workers: list[dict[str, Any]]) -> None:
-    wanted = [*network(0).parameters(), *network(0).buffers()]
+    wanted = [*Network(0).parameters(), *Network(0).buffers()]
     for got in workers:
         assert len(got["module"]) == len(wanted)
         for tensor, want in zip(got["module"], wanted, strict=True):
@@ -192,13 +213,14 @@ def test_modules_equal_rank_0s(workers: list[dict[str, Any]]) -> None:
 
 
 def test_gradients_are_summed_over_the_ranks(workers: list[dict[str, Any]]) -> None:
-    model = network(0)
-    (loss_of(model, 0) + loss_of(model, 1)).backward()
+    model = Network(0)
+    (model(0) + model(1)).backward()
+    wanted = gradients_of(model)
     for got in workers:
-        for gradient, param in zip(got["gradients"], model.parameters(), strict=True):
-            torch.testing.assert_close(gradient, param.grad)
-    for first, second in zip(workers[0]["gradients"], workers[1]["gradients"], strict=True):
-        assert torch.equal(first, second)
+        assert got["gradients"].keys() == wanted.keys()
+        for name, gradient in got["gradients"].items():
+            torch.testing.assert_close(gradient, wanted[name])
+            assert torch.equal(gradient, workers[0]["gradients"][name])
 
 
 def test_shards_of_two_processes_load_into_any_number(workers: list[dict[str, Any]]) -> None:
@@ -234,7 +256,7 @@ def test_a_disk_error_on_one_rank_is_every_ranks(workers: list[dict[str, Any]]) 
 
 def save_as_worker(dist: Distributed, folder: Path, step: int) -> Path | None:
     slots = range(3 * dist.rank, 3 * dist.rank + 3)
-    mine = {name: tensor[slots.start : slots.stop] for name, tensor in carry().items()}
+    mine = {name: tensor[slots.start : slots.stop].to(dist.device) for name, tensor in carry().items()}
     return save_checkpoint(
         folder / "run",
         step,
@@ -265,13 +287,14 @@ def work(dist: Distributed, folder: Path) -> dict[str, Any]:
     mine = {"rank": dist.rank, "text": "ab"[dist.rank] * (dist.rank + 1)}
     sums = [example(dist.rank), example(dist.rank).double().t(), torch.tensor([0, 1]) + dist.rank]
     sums.append(torch.tensor(float(dist.rank)))
+    sums = [tensor.to(dist.device) for tensor in sums]
     dist.all_reduce_flat(sums)
-    model = network(dist.rank)
+    model = Network(dist.rank).to(dist.device)
     dist.broadcast_module(model)
     module = [tensor.detach().clone() for tensor in (*model.parameters(), *model.buffers())]
-    gradients = FlatGradients(model.parameters())
-    loss_of(model, dist.rank).backward()
-    gradients.all_reduce(dist)
+    flat = FlatGradients(model.parameters())
+    model(dist.rank).backward()
+    flat.all_reduce(dist)
     path = save_as_worker(dist, folder, step=1)
     assert path is not None
     slots = (range(4), range(4, 6))[dist.rank]
@@ -283,10 +306,16 @@ def work(dist: Distributed, folder: Path) -> dict[str, Any]:
         "all_gathered": dist.all_gather_objects(mine),
         "broadcast": dist.broadcast_object(mine),
         "sums": sums,
-        "rows": [dist.all_gather_rows(rows(dist.rank, dtype)) for dtype in ROW_DTYPES],
+        "rows": [
+            dist.all_gather_rows(part.to(dist.device))
+            for dtype in ROW_DTYPES
+            for part in rows(dist.rank, dtype)
+        ],
         "module": module,
-        "gradients": [param.grad for param in model.parameters()],
-        "resharded": load_checkpoint(path, groups=["carry"], slots=slots).shards["carry"]["z"],
+        "gradients": gradients_of(model),
+        "resharded": load_checkpoint(path, groups=["carry"], device=dist.device, slots=slots).shards["carry"][
+            "z"
+        ],
         "full disk": save_with_a_bad_disk(dist, folder, 2, errno.ENOSPC),
         "broken disk": save_with_a_bad_disk(dist, folder, 3, errno.EIO),
     }
@@ -294,5 +323,5 @@ def work(dist: Distributed, folder: Path) -> dict[str, Any]:
 
 if __name__ == "__main__":
     target = Path(sys.argv[1])
-    with distributed.init("cpu") as group:
+    with distributed.init(sys.argv[2]) as group:
         torch.save(work(group, target), target / f"{group.rank}.pt")

@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from datasets.common import InputError
+from datasets.common import InputError, check_folder
 from datasets.puzzle_dataset import PuzzleDataset
 from evaluators import build_evaluators
 from models.losses import ACTLossHead
@@ -20,9 +20,9 @@ from training import distributed
 from training.build import build_model, load_weights, model_config
 from training.cli import run_cli
 from training.config import load_config, validate_config
-from training.config_schema import EvaluateConfig, PretrainConfig
+from training.config_schema import ArchConfig, EvaluateConfig, PretrainConfig
 from training.distributed import Distributed
-from training.evaluation import evaluate
+from training.evaluation import check_batch_size, evaluate
 from training.files import written_aside
 from training.weights import Weights, read_weights
 
@@ -34,11 +34,14 @@ def main(argv: list[str]) -> None:
     with distributed.init(config.device) as dist:
         weights = read_weights(config.checkpoint, config.use_ema)
         trained = _recorded_config(weights)
-        dataset = open_data(config, trained)
-        batch_size = config.eval_batch_size or _default_batch_size(trained, dist)
-        model = open_model(config, trained, weights, dataset, batch_size // dist.world_size, dist)
-        specs = config.evaluators if config.evaluators is not None or trained is None else trained.evaluators
+        arch = _architecture(config, trained, weights)
         output_dir = Path(config.output_dir) if config.output_dir else _output_dir(weights)
+        check_folder(output_dir, f"output_dir={output_dir}")
+        batch_size = config.eval_batch_size or _default_batch_size(trained, dist)
+        check_batch_size(batch_size, dist.world_size)
+        dataset = open_data(config, trained)
+        model = open_model(config, arch, weights, dataset, batch_size // dist.world_size, dist)
+        specs = config.evaluators if config.evaluators is not None or trained is None else trained.evaluators
         figures = evaluate(
             model,
             dataset,
@@ -59,28 +62,23 @@ def open_data(config: EvaluateConfig, trained: PretrainConfig | None) -> PuzzleD
     maximum = config.max_eval_puzzles or (trained.max_eval_puzzles if trained else None)
     if config.data_paths is not None or trained is None:
         return PuzzleDataset(config.data_paths or [], "test", seed=seed, max_puzzles=maximum)
-    subset = None
-    if trained.max_train_puzzles is not None:
-        subset = PuzzleDataset(trained.data_paths, "train", seed=trained.seed, max_puzzles=trained.max_train_puzzles)
+    train_set = PuzzleDataset(trained.data_paths, "train", seed=trained.seed, max_puzzles=trained.max_train_puzzles)
     paths = trained.data_paths_test or trained.data_paths
-    return PuzzleDataset(paths, "test", seed=seed, max_puzzles=maximum, subset_of=subset)
+    return PuzzleDataset(paths, "test", seed=seed, max_puzzles=maximum, subset_of=train_set)
 
 
 def open_model(
     config: EvaluateConfig,
-    trained: PretrainConfig | None,
+    arch: ArchConfig,
     weights: Weights,
     dataset: PuzzleDataset,
     rows: int,
     dist: Distributed,
 ) -> ACTLossHead:
     """The model that the weights are of, for the data at hand."""
-    arch = config.arch if config.arch is not None else trained.arch if trained is not None else None
-    if arch is None:
-        raise InputError(f"{weights.path} holds nothing but weights: say arch=trm (and its keys) and data_paths=[...]")
     settings = model_config(arch, dataset.metadata, rows, dist.device)
     if weights.meta is not None:
-        _check_data(weights, settings)
+        _check_data(weights, settings, dataset)
     if config.halt_max_steps is not None:
         settings["halt_max_steps"] = config.halt_max_steps
     model = build_model(arch, settings, dist.device)
@@ -118,12 +116,20 @@ def _recorded_config(weights: Weights) -> PretrainConfig | None:
     return None if weights.meta is None else validate_config(PretrainConfig, weights.meta["config"])
 
 
+def _architecture(config: EvaluateConfig, trained: PretrainConfig | None, weights: Weights) -> ArchConfig:
+    if config.arch is not None:
+        return config.arch
+    if trained is None:
+        raise InputError(f"{weights.path} holds nothing but weights: say arch=trm (and its keys) and data_paths=[...]")
+    return trained.arch
+
+
 def _default_batch_size(trained: PretrainConfig | None, dist: Distributed) -> int:
     size = DEFAULT_BATCH_SIZE if trained is None else trained.eval_batch_size or trained.global_batch_size
     return -(-size // dist.world_size) * dist.world_size
 
 
-def _check_data(weights: Weights, settings: dict[str, Any]) -> None:
+def _check_data(weights: Weights, settings: dict[str, Any], dataset: PuzzleDataset) -> None:
     assert weights.meta is not None
     for key in ("vocab_size", "seq_len", "num_puzzle_identifiers"):
         theirs = weights.meta["model_config"][key]
@@ -132,6 +138,11 @@ def _check_data(weights: Weights, settings: dict[str, Any]) -> None:
                 f"{weights.path} was trained on data with {key}={theirs}, data_paths has {settings[key]}: "
                 "evaluate it on data of the same build"
             )
+    if weights.meta["identifiers_hash"] != dataset.identifiers_hash:
+        raise InputError(
+            f"{weights.path} was trained on data with other puzzles under the identifiers of data_paths: "
+            "evaluate it on data of the same build"
+        )
 
 
 def _output_dir(weights: Weights) -> Path:

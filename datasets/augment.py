@@ -52,9 +52,7 @@ def counter_shuffle(values: np.ndarray, seed: Integer, a: Integer, b: Integer, f
 
 
 @numba.njit(cache=True, nogil=True)
-def dihedral_source(
-    tid: Integer, row: Integer, col: Integer, rows: Integer, cols: Integer
-) -> tuple[Integer, Integer]:
+def dihedral_source(tid: Integer, row: Integer, col: Integer, rows: Integer, cols: Integer) -> tuple[Integer, Integer]:
     """Cell of the grid [rows, cols] that symmetry ``tid`` moves to (row, col); order of `dihedral_transform`.
 
     The transformed grid is [rows, cols] for tid 0, 2, 4, 5 and [cols, rows] for 1, 3, 6, 7.

@@ -43,9 +43,7 @@ def build(args: argparse.Namespace) -> None:
     out_dir = Path(args.output_dir)
     _check_arguments(args)
     check_output_dir(out_dir, args.overwrite)
-    subsets = {
-        name: load_subset(name, source) for name, source in _sources(args.subsets, args.source).items()
-    }
+    subsets = {name: load_subset(name, source) for name, source in _sources(args.subsets, args.source).items()}
     if args.test_set_name not in subsets:
         raise InputError(f"--test-set-name {args.test_set_name} is not among --subsets {', '.join(subsets)}")
     subsets = _select(subsets, args)
@@ -66,9 +64,7 @@ def build(args: argparse.Namespace) -> None:
             "builder": "build_arc_dataset",
             "subsets": {name: len(tasks) for name, tasks in subsets.items()},
             "arguments": {
-                key: value
-                for key, value in vars(args).items()
-                if key not in ("output_dir", "overwrite", "storage")
+                key: value for key, value in vars(args).items() if key not in ("output_dir", "overwrite", "storage")
             },
         },
         overwrite=args.overwrite,

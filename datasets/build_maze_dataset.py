@@ -100,7 +100,7 @@ def _listed(puzzles: PuzzleList, augment: bool) -> Puzzles:
     """The mazes of a list and their answers; `InputError` names the first line that is wrong."""
     if puzzles.answers is None:
         raise InputError(f"{puzzles.path} line 1: mazes come as CSV with the columns question and answer")
-    size = maze_size(puzzles.questions.shape[1])
+    size = puzzles.measured(maze_size)
     mazes = _tokens(puzzles, puzzles.questions, "question")
     answers = _tokens(puzzles, puzzles.answers, "answer")
     for name, token in (("S", START), ("G", GOAL)):

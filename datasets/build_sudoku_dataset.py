@@ -53,7 +53,7 @@ def build(args: argparse.Namespace) -> None:
         rules = board(args.size or 9)
         splits = _generated(args, rules)
     else:
-        rules = board(board_size(lists["train"].questions.shape[1]))
+        rules = board(lists["train"].measured(board_size))
         splits = {split: _listed(puzzles, rules) for split, puzzles in lists.items()}
     box = (rules.box_rows, rules.box_cols)
     finish(
@@ -77,8 +77,7 @@ def build(args: argparse.Namespace) -> None:
         record={
             "difficulty_scale": "values assumed by our solver until the solution is found and proved unique",
             "mean_clues": {
-                split: round(float((puzzles.questions > 0).sum(axis=1).mean()), 2)
-                for split, puzzles in splits.items()
+                split: round(float((puzzles.questions > 0).sum(axis=1).mean()), 2) for split, puzzles in splits.items()
             },
         },
         started=started,
@@ -102,6 +101,8 @@ def _parser() -> argparse.ArgumentParser:
 
 def _clue_range(text: str) -> tuple[int, int]:
     low, dash, high = text.partition("-")
+    if not low.isdecimal() or (dash and not high.isdecimal()):
+        raise argparse.ArgumentTypeError(f"{text} must be a number of clues or a range like 20-30")
     return int(low), int(high if dash else low)
 
 
@@ -139,9 +140,7 @@ def _listed(puzzles: PuzzleList, rules: Board) -> Puzzles:
                 f"the answer has {answers[row, cell]} in cell {cell + 1}, the only solution of the question "
                 f"{solved.solutions[row, cell]}; correct it",
             )
-    return Puzzles(
-        questions, solved.solutions, class_keys(questions, solved.solutions, rules), solved.guesses
-    )
+    return Puzzles(questions, solved.solutions, class_keys(questions, solved.solutions, rules), solved.guesses)
 
 
 def _digits(puzzles: PuzzleList, text: np.ndarray, size: int, column: str) -> np.ndarray:

@@ -9,6 +9,7 @@ Usage: ``metadata = load_metadata("data/arc1/train"); names = load_identifiers("
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -25,7 +26,7 @@ ARC_COLOURS = 10
 ARC_VOCAB_SIZE = ARC_COLOUR_0 + ARC_COLOURS
 
 DIHEDRAL_TRANSFORMS = 8
-_NAME_SEPARATOR = "|||"
+NAME_SEPARATOR = "|||"
 
 
 class InputError(ValueError):
@@ -68,7 +69,7 @@ def read_json(path: Path) -> Any:
         raise InputError(f"{path} does not exist; build the dataset or correct the path") from None
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror}") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{path} is not valid JSON ({error}); rebuild or restore the file") from None
 
 
@@ -140,7 +141,7 @@ def inverse_dihedral_transform(grid: np.ndarray, tid: int) -> np.ndarray:
 
 def augmented_name(name: str, tid: int, colour_map: Sequence[int] | np.ndarray) -> str:
     """Name of an augmented ARC puzzle: ``colour_map[i]`` is the new colour of colour ``i``."""
-    return f"{name}{_NAME_SEPARATOR}t{tid}{_NAME_SEPARATOR}{''.join(str(int(c)) for c in colour_map)}"
+    return f"{name}{NAME_SEPARATOR}t{tid}{NAME_SEPARATOR}{''.join(str(int(c)) for c in colour_map)}"
 
 
 def split_augmented_name(name: str) -> tuple[str, Callable[[np.ndarray], np.ndarray]]:
@@ -148,9 +149,9 @@ def split_augmented_name(name: str) -> tuple[str, Callable[[np.ndarray], np.ndar
 
     A name without an augmentation suffix gives itself and the identity. Raises `InputError` on a bad suffix.
     """
-    if _NAME_SEPARATOR not in name:
+    if NAME_SEPARATOR not in name:
         return name, lambda grid: grid
-    parts = name.rsplit(_NAME_SEPARATOR, 2)
+    parts = name.rsplit(NAME_SEPARATOR, 2)
     if len(parts) != 3 or parts[1] not in {f"t{tid}" for tid in range(DIHEDRAL_TRANSFORMS)}:
         raise InputError(f'puzzle name "{name}" must end in |||t0..t7|||ten digits; rebuild the dataset')
     base, tid, digits = parts[0], int(parts[1][1:]), parts[2]
@@ -158,6 +159,18 @@ def split_augmented_name(name: str) -> tuple[str, Callable[[np.ndarray], np.ndar
         raise InputError(f'puzzle name "{name}": "{digits}" is not a colour permutation; rebuild the dataset')
     inverse_colours = np.argsort([int(digit) for digit in digits]).astype(np.uint8)
     return base, lambda grid: inverse_colours[inverse_dihedral_transform(grid, tid)]
+
+
+def check_folder(folder: Path, named: str) -> None:
+    """`InputError` unless files can be written to ``folder``, which need not exist yet.
+
+    Asked before long work, so that it is not lost in the end. ``named`` is how the user named the folder.
+    """
+    nearest = next(path for path in (folder, *folder.absolute().parents) if os.path.exists(path))
+    if not nearest.is_dir():
+        raise InputError(f"{named} cannot be written: {nearest} is a file; give a directory")
+    if not os.access(nearest, os.W_OK | os.X_OK):
+        raise InputError(f"{named} cannot be written: permission denied in {nearest}; give another directory")
 
 
 def run_builder(build: Callable[[], object]) -> int:

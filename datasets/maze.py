@@ -75,9 +75,7 @@ def make_rows(
     labels: np.ndarray,
 ) -> None:
     """The row maker of `datasets.storage.RowMaker`: variant k is the maze under dihedral symmetry k."""
-    _turn_rows(
-        np.asarray(base["inputs"]), np.asarray(base["labels"]), index.group, index.variant, inputs, labels
-    )
+    _turn_rows(np.asarray(base["inputs"]), np.asarray(base["labels"]), index.group, index.variant, inputs, labels)
 
 
 def shortest_paths(mazes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -75,13 +75,9 @@ def read_lists(args: argparse.Namespace, generator_options: Sequence[str]) -> di
     if not from_files and args.hub is None:
         _refuse(args, list_options, "is for puzzle lists; give --train-file and --test-file, or --hub")
         return None
-    _refuse(
-        args, generator_options, "is for generated puzzles; with puzzle lists use --max-train, --max-test"
-    )
+    _refuse(args, generator_options, "is for generated puzzles; with puzzle lists use --max-train, --max-test")
     if from_files and args.hub is not None:
-        raise InputError(
-            f"--hub {args.hub} and --train-file/--test-file exclude each other; give one of them"
-        )
+        raise InputError(f"--hub {args.hub} and --train-file/--test-file exclude each other; give one of them")
     if from_files and (args.train_file is None or args.test_file is None):
         raise InputError("--train-file and --test-file go together; split the list in two and give both")
     paths = hub_files(args.hub) if args.hub else (Path(args.train_file), Path(args.test_file))
@@ -149,9 +145,7 @@ def finish(
     print(f"  test puzzles equivalent to a training puzzle: {apart['test_puzzles_of_a_train_class']}")
 
 
-def _separation(
-    splits: Mapping[str, Puzzles], lists: Mapping[str, PuzzleList] | None, meaning: str
-) -> dict[str, Any]:
+def _separation(splits: Mapping[str, Puzzles], lists: Mapping[str, PuzzleList] | None, meaning: str) -> dict[str, Any]:
     """How far the test puzzles are from the training puzzles, for the dataset's provenance.
 
     Raises `InputError` if a listed puzzle is in both. ``meaning`` says what a class is.

@@ -69,6 +69,7 @@ class PuzzleDataset:
         if reduced:
             sources = with_task_names(sources, members)
         self._all_sources: list[Source] = sources
+        self._numbered_as = sources if known is None else known
         self._members = [member for member in members if member.groups.size]
         used = {member.source for member in self._members}
         self.sources: list[Source] = [source for i, source in enumerate(sources) if i in used]
@@ -85,6 +86,12 @@ class PuzzleDataset:
     def rows_per_epoch(self) -> float:
         """Mean number of rows of one pass in which every group gives one of its puzzles."""
         return self.metadata.total_groups * self.metadata.mean_puzzle_examples
+
+    @cached_property
+    def identifiers_hash(self) -> str:
+        """Tells which puzzle every identifier stands for, in this data set or in the one that it is a subset of."""
+        files = [source.path / "identifiers.json" for source in self._numbered_as if source.named]
+        return _digest([hashlib.sha256(file.read_bytes()).hexdigest() for file in files])
 
     def train_batch(self, step: int, global_batch_size: int, slots: range) -> Batch:
         """The rows ``slots`` of global batch ``step`` (from 0), whichever process asks for them."""
@@ -113,8 +120,7 @@ class PuzzleDataset:
         """
         if global_batch_size < 1 or global_batch_size % world_size:
             raise InputError(
-                f"a batch of {global_batch_size} rows cannot be shared out over {world_size} processes; "
-                "use a multiple"
+                f"a batch of {global_batch_size} rows cannot be shared out over {world_size} processes; use a multiple"
             )
         local = global_batch_size // world_size
         shares, first_row = [], 0

@@ -14,7 +14,7 @@ import csv
 import gzip
 import hashlib
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
@@ -40,14 +40,19 @@ class PuzzleList:
         """Raises the `InputError` about one puzzle."""
         raise InputError(f"{self.path} line {self.lines[row]}: {problem}")
 
+    def measured(self, side: Callable[[int], int]) -> int:
+        """The side of the grids, by a function of their number of cells whose `InputError` gets the file's name."""
+        try:
+            return side(self.questions.shape[1])
+        except InputError as error:
+            raise InputError(f"{self.path}: {error}") from None
+
     def source(self) -> dict[str, object]:
         """What a dataset records about where it came from."""
         return {"file": self.path.name, "sha256": self.sha256, "rows": len(self.lines)}
 
 
-def read_puzzle_list(
-    path: Path, *, max_rows: int | None = None, sample_seed: int | None = None
-) -> PuzzleList:
+def read_puzzle_list(path: Path, *, max_rows: int | None = None, sample_seed: int | None = None) -> PuzzleList:
     """The puzzles of a file; its first ``max_rows``, or as many at random (in file order) given a
     ``sample_seed``.
 
@@ -62,9 +67,7 @@ def read_puzzle_list(
             expected = len(questions) // len(lines)
             raise InputError(f"{path} line {line}: {len(question)} cells, the first puzzle has {expected}")
         if answer is not None and len(answer) != len(question):
-            raise InputError(
-                f"{path} line {line}: answer of {len(answer)} cells to a question of {len(question)}"
-            )
+            raise InputError(f"{path} line {line}: answer of {len(answer)} cells to a question of {len(question)}")
         lines.append(line)
         questions += question
         answers += answer or b""
@@ -89,9 +92,7 @@ def hub_files(repository: str) -> tuple[Path, Path]:
     except ImportError:
         raise InputError(f"--hub {repository} needs the package huggingface_hub; pip install it") from None
     try:
-        train, test = (
-            hf_hub_download(repository, f"{s}.csv", repo_type="dataset") for s in ("train", "test")
-        )
+        train, test = (hf_hub_download(repository, f"{s}.csv", repo_type="dataset") for s in ("train", "test"))
     except (OSError, ValueError) as error:
         reason = " ".join(str(error).split())[:200]
         raise InputError(f"--hub {repository}: download failed ({type(error).__name__}: {reason})") from None
@@ -112,9 +113,7 @@ def _rows(path: Path) -> Iterator[tuple[int, bytes, bytes | None]]:
     except FileNotFoundError:
         raise InputError(f"{path} does not exist; correct the path") from None
     except UnicodeDecodeError as error:
-        raise InputError(
-            f"{path} is not ASCII text (byte {error.object[error.start]:#04x}); convert it"
-        ) from None
+        raise InputError(f"{path} is not ASCII text (byte {error.object[error.start]:#04x}); convert it") from None
     except (EOFError, zlib.error) as error:
         raise InputError(f"{path} is a damaged gzip file ({error}); fetch it again") from None
     except OSError as error:
@@ -132,17 +131,13 @@ def _csv_rows(path: Path, file: Iterable[str]) -> Iterator[tuple[int, bytes, byt
     header = next(reader)
     for name in ("question", "answer"):
         if name not in header:
-            raise InputError(
-                f'{path} line 1: no column "{name}" among {", ".join(header)}; add a header line'
-            )
+            raise InputError(f'{path} line 1: no column "{name}" among {", ".join(header)}; add a header line')
     question, answer = header.index("question"), header.index("answer")
     try:
         for row in reader:
             if row:
                 if len(row) <= max(question, answer):
-                    raise InputError(
-                        f"{path} line {reader.line_num}: {len(row)} columns, the header has {len(header)}"
-                    )
+                    raise InputError(f"{path} line {reader.line_num}: {len(row)} columns, the header has {len(header)}")
                 yield reader.line_num, row[question].encode(), row[answer].encode()
     except csv.Error as error:
         raise InputError(f"{path} line {reader.line_num}: {error}") from None

@@ -36,9 +36,7 @@ class RowStream:
     many, any position is found at once; otherwise the epochs before it are measured, once.
     """
 
-    def __init__(
-        self, first_puzzle: np.ndarray, num_puzzles: np.ndarray, puzzle_sizes: np.ndarray, seed: int
-    ):
+    def __init__(self, first_puzzle: np.ndarray, num_puzzles: np.ndarray, puzzle_sizes: np.ndarray, seed: int):
         self._first = first_puzzle
         self._count = num_puzzles.astype(np.uint64)
         self._sizes = puzzle_sizes

@@ -128,16 +128,18 @@ def with_task_names(sources: Sequence[Source], members: Sequence[Member]) -> lis
         if member.source in names:
             names[member.source].update(group_names(sources[member.source], member))
     return [
-        replace(source, task_names=frozenset(names[i])) if i in names else source
-        for i, source in enumerate(sources)
+        replace(source, task_names=frozenset(names[i])) if i in names else source for i, source in enumerate(sources)
     ]
 
 
-def _check_metadata(
-    split_dir: Path, metadata: PuzzleDatasetMetadata, first: Source | None, split: str
-) -> None:
+def _check_metadata(split_dir: Path, metadata: PuzzleDatasetMetadata, first: Source | None, split: str) -> None:
     if metadata.blank_identifier_id != 0:
         raise InputError(f"{split_dir}/dataset.json: blank_identifier_id must be 0; rebuild the dataset")
+    if metadata.pad_id >= metadata.vocab_size:
+        raise InputError(
+            f"{split_dir}/dataset.json: pad_id {metadata.pad_id} is outside 0..{metadata.vocab_size - 1} (vocab_size); "
+            "rebuild the dataset"
+        )
     if not metadata.sets:
         raise InputError(f"{split_dir}/dataset.json: sets is empty; rebuild the dataset")
     for key in _AGREEING_KEYS if first is not None else ():
@@ -162,4 +164,13 @@ def _counterpart(path: Path, metadata: PuzzleDatasetMetadata, among: Sequence[So
 
 
 def _known_offset(path: Path, metadata: PuzzleDatasetMetadata, among: Sequence[Source]) -> int:
-    return _counterpart(path, metadata, among).id_offset if metadata.num_puzzle_identifiers > 1 else 0
+    count = metadata.num_puzzle_identifiers
+    if count == 1:
+        return 0
+    source = _counterpart(path, metadata, among)
+    if source.metadata.num_puzzle_identifiers != count:
+        raise InputError(
+            f"{path}: num_puzzle_identifiers is {count} but {source.metadata.num_puzzle_identifiers} in the training "
+            f"data {source.path}; rebuild the dataset"
+        )
+    return source.id_offset

@@ -23,7 +23,7 @@ from typing import Any, Literal, NamedTuple, Protocol, cast
 
 import numpy as np
 
-from datasets.common import InputError, PuzzleDatasetMetadata
+from datasets.common import InputError, PuzzleDatasetMetadata, check_folder
 
 Kind = Literal["arc", "sudoku", "maze"]
 Storage = Literal["compact", "expanded"]
@@ -113,10 +113,14 @@ def make_tokens(
 
 def check_output_dir(out_dir: Path, overwrite: bool) -> None:
     """`InputError` if a build could not be put at ``out_dir``; builders call it before the long work."""
-    if out_dir.exists() and not out_dir.is_dir():
-        raise InputError(f"--output-dir {out_dir} is a file; give a directory")
-    if out_dir.is_dir() and any(out_dir.iterdir()) and not overwrite:
-        raise InputError(f"--output-dir {out_dir} is not empty; add --overwrite or give another directory")
+    named = f"--output-dir {out_dir}"
+    check_folder(out_dir, named)
+    if not out_dir.is_dir() or not any(out_dir.iterdir()):
+        return
+    if not overwrite:
+        raise InputError(f"{named} is not empty; add --overwrite or give another directory")
+    if not (out_dir / "identifiers.json").is_file():
+        raise InputError(f"{named} is not empty and no data set, so it is not replaced; give another directory")
 
 
 def write_dataset(
@@ -227,11 +231,12 @@ def _content_hash(header: bytes, names: bytes, tasks: bytes, splits: Mapping[str
 def _directory_aside(out_dir: Path, overwrite: bool) -> Iterator[Path]:
     """A new directory beside ``out_dir`` that takes its name if the block ends well, else vanishes."""
     check_output_dir(out_dir, overwrite)
-    aside = out_dir.with_name(f"{out_dir.name}.tmp-{os.getpid()}")
+    target = out_dir.resolve()
+    aside = target.with_name(f"{target.name}.tmp-{os.getpid()}")
     try:
         aside.mkdir(parents=True)
         yield aside
-        _replace_directory(aside, out_dir)
+        _replace_directory(aside, target)
     except OSError as error:
         raise InputError(f"--output-dir {out_dir} cannot be written: {error.strerror or error}") from error
     finally:

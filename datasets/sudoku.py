@@ -43,9 +43,7 @@ def puzzle_plan(
     groups = len(puzzles)
     total = groups * (1 + num_aug)
     if total >= 2**31:
-        raise InputError(
-            f"{groups:,} puzzles x (1 + --num-aug {num_aug}) exceed 2**31 rows; lower one of them"
-        )
+        raise InputError(f"{groups:,} puzzles x (1 + --num-aug {num_aug}) exceed 2**31 rows; lower one of them")
     return SplitPlan(
         puzzle_identifiers=np.zeros(total, np.int32),
         puzzle_indices=np.arange(total + 1),
@@ -56,9 +54,7 @@ def puzzle_plan(
 
 
 @numba.njit(cache=True, nogil=True)
-def _draw_line_order(
-    order: np.ndarray, lines_per_band: int, seed: int, group: int, variant: int, draw: int
-) -> int:
+def _draw_line_order(order: np.ndarray, lines_per_band: int, seed: int, group: int, variant: int, draw: int) -> int:
     """Fills ``order`` [size] with a permutation of lines that keeps bands together; returns the next draw."""
     size = order.size
     bands = np.arange(size // lines_per_band)

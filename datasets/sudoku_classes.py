@@ -30,9 +30,7 @@ def class_keys(puzzles: np.ndarray, solutions: np.ndarray, rules: Board) -> np.n
     if rules.size == 9:
         _solution_keys(solutions, keys)
     else:
-        _puzzle_keys(
-            puzzles, _line_orders(rules.size, rules.box_rows), _line_orders(rules.size, rules.box_cols), keys
-        )
+        _puzzle_keys(puzzles, _line_orders(rules.size, rules.box_rows), _line_orders(rules.size, rules.box_cols), keys)
     return keys
 
 
@@ -41,11 +39,7 @@ def _line_orders(size: int, lines_per_band: int) -> np.ndarray:
     within = list(permutations(range(lines_per_band)))
     return np.array(
         [
-            [
-                band * lines_per_band + line
-                for band, inner in zip(bands, inners, strict=True)
-                for line in inner
-            ]
+            [band * lines_per_band + line for band, inner in zip(bands, inners, strict=True) for line in inner]
             for bands in permutations(range(size // lines_per_band))
             for inners in product(within, repeat=size // lines_per_band)
         ]
@@ -53,9 +47,7 @@ def _line_orders(size: int, lines_per_band: int) -> np.ndarray:
 
 
 @numba.njit(cache=True, nogil=True)
-def _puzzle_keys(
-    puzzles: np.ndarray, row_orders: np.ndarray, col_orders: np.ndarray, keys: np.ndarray
-) -> None:
+def _puzzle_keys(puzzles: np.ndarray, row_orders: np.ndarray, col_orders: np.ndarray, keys: np.ndarray) -> None:
     size = row_orders.shape[1]
     smallest = np.empty(size * size, np.uint8)
     relabel = np.empty(size + 1, np.uint8)
@@ -66,9 +58,7 @@ def _puzzle_keys(
             row_step, col_step = (1, size) if transposed else (size, 1)
             for r in range(len(row_orders)):
                 for c in range(len(col_orders)):
-                    _keep_smaller(
-                        puzzles[n], row_orders[r], row_step, col_orders[c], col_step, relabel, smallest
-                    )
+                    _keep_smaller(puzzles[n], row_orders[r], row_step, col_orders[c], col_step, relabel, smallest)
         key = counter_hash(size, 0, 0, 0)
         for value in smallest:
             key = counter_hash(key, value, 0, 0)
@@ -129,9 +119,7 @@ def _lines_key(lines: np.ndarray) -> np.uint64:
         for row in range(9):
             for other in range(9):
                 if other != row:
-                    refined[row] += counter_hash(
-                        row_keys[other], cycles[row, other], row // 3 == other // 3, 0
-                    )
+                    refined[row] += counter_hash(row_keys[other], cycles[row, other], row // 3 == other // 3, 0)
             refined[row] += counter_hash(row_keys[row], 0, 2, 0)
         row_keys = refined
     return row_keys.sum()

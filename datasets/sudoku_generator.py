@@ -22,9 +22,7 @@ _MOST_DROPPED = 2
 _STREAM = -1  # the draws of the generator; augmentations use the counters from 0
 
 
-def generate(
-    rules: Board, *, seed: int, start: int, stop: int, clues: tuple[int, int], min_guesses: int
-) -> Puzzles:
+def generate(rules: Board, *, seed: int, start: int, stop: int, clues: tuple[int, int], min_guesses: int) -> Puzzles:
     """The puzzles of attempts start to stop - 1; an attempt that misses ``min_guesses`` gives none.
 
     Each puzzle keeps at least a number of clues drawn from ``clues`` (lowest, highest); 0 makes it minimal.

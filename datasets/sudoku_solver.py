@@ -64,9 +64,7 @@ def board(size: int) -> Board:
 
 
 @numba.njit(cache=True, nogil=True)
-def _propagate(
-    candidates: np.ndarray, queue: np.ndarray, queued: int, dirty: np.uint32, rules: Board
-) -> bool:
+def _propagate(candidates: np.ndarray, queue: np.ndarray, queued: int, dirty: np.uint32, rules: Board) -> bool:
     """Applies singles until nothing changes; False if some cell or digit has no place left.
 
     ``queue`` holds ``queued`` cells with one candidate whose peers do not know it yet; ``dirty`` marks the

@@ -32,7 +32,7 @@ def read_array(path: Path, *, mapped: bool = False) -> np.ndarray:
             return np.lib.format.read_array(file, allow_pickle=False)
     except FileNotFoundError:
         raise InputError(f"{path} does not exist; {_REMEDY} or correct the path") from None
-    except (ValueError, EOFError, OSError, tokenize.TokenError) as error:
+    except (ValueError, EOFError, OSError, MemoryError, tokenize.TokenError) as error:
         reason = " ".join(str(error).split())
         raise InputError(f"{path} is truncated or not an .npy array ({reason}); {_REMEDY}") from None
 
@@ -77,9 +77,7 @@ def check_tokens(tokens: np.ndarray, rows: int, metadata: PuzzleDatasetMetadata,
         check_vocabulary(tokens[index[0] : index[-1] + 1 : stride], index, metadata, path)
 
 
-def check_vocabulary(
-    tokens: np.ndarray, row: np.ndarray, metadata: PuzzleDatasetMetadata, path: str
-) -> None:
+def check_vocabulary(tokens: np.ndarray, row: np.ndarray, metadata: PuzzleDatasetMetadata, path: str) -> None:
     """Checks tokens [n, seq_len], which are rows ``row`` [n] of the file."""
     if tokens.size == 0 or (tokens.max() < metadata.vocab_size and tokens.min() >= 0):
         return
@@ -172,9 +170,7 @@ def _check_square(metadata: PuzzleDatasetMetadata, prefix: str) -> None:
         raise InputError(f"{Path(prefix).parent}/dataset.json: seq_len {metadata.seq_len} is no square; {_REMEDY}")
 
 
-def _check_form(
-    prefix: str, name: str, array: np.ndarray, dtype: type[np.generic], shape: tuple[int, ...]
-) -> None:
+def _check_form(prefix: str, name: str, array: np.ndarray, dtype: type[np.generic], shape: tuple[int, ...]) -> None:
     if array.dtype != dtype or array.shape != shape:
         found, wanted = f"{array.dtype} {list(array.shape)}", f"{np.dtype(dtype)} {list(shape)}"
         _fail(prefix, name, f"is {found}, expected {wanted}")

@@ -7,7 +7,7 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from datasets.common import PuzzleDatasetMetadata
+from datasets.common import InputError, PuzzleDatasetMetadata
 from evaluators.common import Evaluator
 
 
@@ -29,6 +29,7 @@ def build_evaluators(specs: Sequence[dict[str, Any]], sources: Sequence[Source])
 
     Rows are told apart by their identifiers: each source that has some gets an evaluator of its own, labelled with the
     directory's name where there are several. Sources without identifiers share one. Labels are unique or empty.
+    Raises `InputError` for an evaluator of another kind of puzzle.
     """
     chosen = [source for source in sources if source.metadata.num_puzzle_identifiers > 1] or list(sources[:1])
     labels = [source.path.name for source in chosen]
@@ -36,6 +37,12 @@ def build_evaluators(specs: Sequence[dict[str, Any]], sources: Sequence[Source])
     evaluators = []
     for spec in specs:
         module, _, class_name = spec["name"].partition("@")
+        for source in chosen:
+            if source.metadata.kind not in (None, module):
+                raise InputError(
+                    f"evaluators: {spec['name']} cannot score {source.path}, which holds {source.metadata.kind} puzzles"
+                    f"; use evaluator={source.metadata.kind}"
+                )
         cls = getattr(importlib.import_module(f"{__name__}.{module}"), class_name)
         options = {key: value for key, value in spec.items() if key != "name"}
         for label, source in zip(labels, chosen, strict=True):

@@ -103,6 +103,7 @@ class ARC:
         self._names = read_names(load_identifiers(self._data_path), self._data_path)
         position = {name: index for index, name in enumerate(self._tasks)}
         self._task_of_id = np.array([position.get(base, NO_TASK) for base in self._names.base], np.int64)
+        self._check_identifiers(eval_metadata.num_puzzle_identifiers)
 
     def _read_tasks(self, task_names: Collection[str] | None) -> None:
         """Per task its test pairs as (question, solution key); a question is a distinct input of a task."""
@@ -125,6 +126,17 @@ class ARC:
         if not self._tasks:
             restriction = "" if wanted is None else f" among the {len(wanted)} tasks asked for"
             raise InputError(f"{path} has no task with test pairs{restriction}; rebuild it or name other tasks")
+
+    def _check_identifiers(self, expected: int) -> None:
+        path = self._data_path / "identifiers.json"
+        if len(self._names) != expected:
+            raise InputError(
+                f"{path} has {len(self._names)} names but num_puzzle_identifiers is {expected}; rebuild the dataset"
+            )
+        if (self._task_of_id == NO_TASK).all():
+            raise InputError(
+                f"{path}: no name belongs to any of the {len(self._tasks)} tasks of test_puzzles.json; rebuild the dataset"
+            )
 
     def begin_eval(self) -> None:
         """Forget all votes, unless evaluations are pooled."""

@@ -3,7 +3,7 @@
 Counts are integers and rows are sorted by their place in the data set, so the figures and the table do not depend
 on the batches or on the number of ranks.
 
-Usage: tally.add(row_index, exact, cell_accuracy, cells=729, correct=700); merged = tally.merged(gather)
+Usage: right = tally.add(batch, predictions); figures = tally.merged(gather).exact_figures("Sudoku")
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ class RowTally:
         self.counts: Counter[str] = Counter()
         self._columns: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
 
-    def add(self, batch: dict[str, np.ndarray], predictions: np.ndarray, **counts: int) -> np.ndarray:
-        """Scores n rows against their labels, adds ``counts`` too and returns the right cells, bool [n, seq_len]."""
+    def add(self, batch: dict[str, np.ndarray], predictions: np.ndarray) -> np.ndarray:
+        """Scores n rows against their labels and returns the right cells, bool [n, seq_len]."""
         scored = batch["labels"] != IGNORE_LABEL_ID
         right = (predictions == batch["labels"]) & scored
         cells = scored.sum(axis=1)
@@ -46,7 +46,6 @@ class RowTally:
         accuracy = (right.sum(axis=1) / np.maximum(cells, 1)).astype(np.float32)
         self._columns.append((batch["row_index"].astype(np.int64), exact, accuracy))
         self.counts.update(rows=len(exact), exact=int(exact.sum()), cells=int(cells.sum()), right=int(right.sum()))
-        self.counts.update(counts)
         return right
 
     def merged(self, gather: Gather) -> RowTally | None:

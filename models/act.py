@@ -59,7 +59,17 @@ class ACTConfig(BaseModel):
         if self.pos_encodings == "rope" and not self.mlp_t and (self.hidden_size // self.num_heads) % 2:
             raise ValueError(
                 f"hidden_size={self.hidden_size} over num_heads={self.num_heads} gives an odd head size, "
-                "which rope cannot rotate; use pos_encodings=learned or another number of heads"
+                "which rope cannot rotate; use a num_heads that divides it into even sizes, or pos_encodings=learned"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _check_puzzle_embedding(self) -> ACTConfig:
+        room = self.puzzle_tokens * self.hidden_size
+        if self.puzzle_emb_ndim > room:
+            raise ValueError(
+                f"puzzle_emb_ndim={self.puzzle_emb_ndim} does not fit the {room} numbers of "
+                f"puzzle_emb_len={self.puzzle_emb_len} tokens; use a longer one, or 0 for as many as it needs"
             )
         return self
 

@@ -187,7 +187,7 @@ def _help(config_name: str, data: dict[str, Any]) -> str:
     lines += ["", "Keys, with their values under the choices made:"]
     descriptions = _descriptions(SCHEMAS[config_name])
     in_order = {key: data[key] for key in SCHEMAS[config_name].model_fields if key in data}
-    for key, value in _leaves(in_order):
+    for key, value in leaves(in_order):
         setting = f"{key}={show(value)}"
         lines.append(f"  {setting:<44}  {descriptions.get(key, '')}".rstrip())
     return "\n".join(lines)
@@ -202,11 +202,12 @@ def _descriptions(schema: type[BaseModel], prefix: str = "") -> dict[str, str]:
     return found
 
 
-def _leaves(data: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
-    leaves = []
+def leaves(data: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+    """Every value of a nested configuration with its dotted key."""
+    found = []
     for key, value in data.items():
         if isinstance(value, Mapping) and value:
-            leaves += _leaves(value, f"{prefix}{key}.")
+            found += leaves(value, f"{prefix}{key}.")
         else:
-            leaves.append((prefix + key, value))
-    return leaves
+            found.append((prefix + key, value))
+    return found

@@ -19,6 +19,7 @@ from datasets.common import InputError
 
 # `run_name=7` is a name, although the override grammar reads a number.
 Text = Annotated[str, Field(strict=False, coerce_numbers_to_str=True, min_length=1)]
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
 Device = Literal["auto", "cpu", "cuda", "mps"]
 ActEval = Literal["fixed", "early"]
 SavedOutput = Literal["inputs", "labels", "puzzle_identifiers", "preds", "logits", "q_halt_logits", "q_continue_logits"]
@@ -183,7 +184,7 @@ class PretrainConfig(Section):
     freeze_weights: bool
     """train the puzzle table alone"""
 
-    seed: int = Field(ge=0)
+    seed: Seed
     """of everything drawn at random"""
     device: Device
     """auto: CUDA, else CPU"""
@@ -306,7 +307,7 @@ class EvaluateConfig(Section):
     """arrays to write to disk"""
     output_dir: Text | None
     """where figures and files go; null: beside the checkpoint"""
-    seed: int | None = Field(ge=0)
+    seed: Seed | None
     """of the subset of puzzles"""
     device: Device
     """auto: CUDA, else CPU"""

@@ -55,6 +55,12 @@ class Distributed:
         if self.world_size > 1 and torch_dist.is_initialized():
             torch_dist.destroy_process_group()
 
+    def send(self, tensor: Tensor) -> Tensor:
+        """A tensor of the CPU on `device`; through pinned memory, or the host would wait for the GPU to be idle."""
+        if self.device.type == "cuda":
+            tensor = tensor.pin_memory()
+        return tensor.to(self.device, non_blocking=True)
+
     def barrier(self) -> None:
         """Return once every rank has called it."""
         self.any_true(False)

@@ -7,7 +7,6 @@ and are the same for one process and for many.
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -19,7 +18,7 @@ from datasets.common import InputError
 from datasets.puzzle_dataset import PuzzleDataset
 from models.losses import ACTLossHead
 from training.distributed import Distributed
-from training.rollout import ActStatistics, Rows, rollout
+from training.rollout import UNIT, ActStatistics, Rows, in_units, rollout
 
 BATCH_KEYS = ("inputs", "labels", "puzzle_identifiers")
 
@@ -51,10 +50,7 @@ def evaluate(
 
     Raises `InputError` where the batch cannot be shared out or nothing was evaluated.
     """
-    if batch_size % dist.world_size:
-        raise InputError(
-            f"eval_batch_size={batch_size} cannot be shared out over {dist.world_size} processes; use a multiple"
-        )
+    check_batch_size(batch_size, dist.world_size)
     keys = set(save_outputs).union(*(evaluator.required_outputs for _, evaluator in evaluators)) - set(BATCH_KEYS)
     was_training = model.training
     model.eval()
@@ -93,30 +89,38 @@ def evaluate(
     return figures
 
 
+def check_batch_size(batch_size: int, world_size: int) -> None:
+    """`InputError` where an evaluation's batch cannot be shared out; entry points ask before they do anything else."""
+    if batch_size % world_size:
+        raise InputError(
+            f"eval_batch_size={batch_size} cannot be shared out over {world_size} processes; use a multiple"
+        )
+
+
 class _SetTotals:
-    """Sums of one set on one rank; floats are summed exactly, so that their order cannot matter."""
+    """Sums of one set on one rank."""
 
     def __init__(self, max_steps: int):
         self.act = ActStatistics(max_steps)
         self.steps = 0
-        self.losses: list[float] = []
+        self.loss = 0  # in UNIT
 
     def add(self, finished: Rows) -> None:
         self.steps += int(finished["steps"].sum())
-        self.losses.append(math.fsum(finished["lm_loss"]))
+        self.loss += int(in_units(finished["lm_loss"]).sum())
 
     def merge(self, other: _SetTotals) -> None:
         self.act.merge(other.act)
         self.steps += other.steps
-        self.losses += other.losses
+        self.loss += other.loss
 
     def figures(self) -> dict[str, float]:
         rows = max(1, self.act.rows)
         return {
             "rows": self.act.rows,
-            "accuracy": float(self.act.cell[-1]) / rows,
-            "exact_accuracy": float(self.act.exact[-1]) / rows,
-            "lm_loss": math.fsum(self.losses) / rows,
+            "accuracy": float(self.act.cell[-1]) * UNIT / rows,
+            "exact_accuracy": float(self.act.exact[-1]) * UNIT / rows,
+            "lm_loss": self.loss * UNIT / rows,
             "steps": self.steps / rows,
             "q_halt_calibration_error": self.act.calibration_error,
         }

@@ -52,7 +52,7 @@ def read_torch_checkpoint(path: str | Path) -> dict[str, Tensor]:
     except OSError as error:
         raise InputError(f"{path} cannot be read ({error.strerror}); correct the path") from None
     except _DAMAGE as error:
-        reason = "holds more than tensors" if "weights_only" in str(error) else "is damaged or no .pt file"
+        reason = "holds more than tensors" if "GLOBAL" in str(error) else "is damaged or no .pt file"
         raise InputError(f"{path} {reason}; it was not loaded, give a plain state_dict") from None
     if not isinstance(content, dict):
         raise InputError(f"{path} holds a {type(content).__name__}, not a state_dict of named tensors")
@@ -74,5 +74,5 @@ def write_torch_checkpoint(
     (``compiled_prefix=True``) unless compilation is disabled there. `OSError` if the disk refuses."""
     prefix = COMPILED_PREFIX if compiled_prefix else ""
     content = {prefix + name: tensor.detach().cpu().clone() for name, tensor in state_dict.items()}
-    with written_aside(Path(path)) as aside:
-        torch.save(content, aside)
+    with written_aside(Path(path)) as aside, aside.open("wb") as file:
+        torch.save(content, file)

@@ -9,6 +9,7 @@ A run logs like this:
 
 from __future__ import annotations
 
+import importlib
 import uuid
 from collections.abc import Mapping
 from pathlib import Path
@@ -52,6 +53,7 @@ class RunLogger:
         self._is_main = is_main
         if not is_main:
             return
+        check_packages(wandb=wandb, tensorboard=tensorboard)
         run_dir = Path(run_dir)
         run_dir.mkdir(parents=True, exist_ok=True)
         self._tensorboard = _open_tensorboard(run_dir, start_step) if tensorboard else None
@@ -100,26 +102,35 @@ class RunLogger:
             self._wandb.finish(exit_code=int(failed))
 
 
+def check_packages(*, wandb: bool, tensorboard: bool) -> None:
+    """`InputError` if a package that is asked for is missing; entry points ask before they write anything."""
+    # `wandb` may be but a folder of logs in the working directory, hence a module inside.
+    for wanted, package, module in (
+        (wandb, "wandb", "wandb.errors"),
+        (tensorboard, "tensorboard", "torch.utils.tensorboard"),
+    ):
+        if not wanted:
+            continue
+        try:
+            importlib.import_module(module)
+        except ImportError:
+            raise InputError(
+                f"logger.{package}=true, but the package is missing; pip install {package} or set it to false"
+            ) from None
+
+
 def _open_tensorboard(run_dir: Path, start_step: int) -> Any:
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError:
-        raise InputError(
-            "logger.tensorboard=true, but the package is missing; pip install tensorboard or set it to false"
-        ) from None
+    from torch.utils.tensorboard import SummaryWriter
+
     return SummaryWriter(str(run_dir / "tensorboard"), purge_step=start_step + 1)
 
 
 def _open_wandb(
     run_dir: Path, start_step: int, project: str | None, name: str | None, config: Mapping[str, Any] | None
 ) -> Any:
-    try:
-        import wandb
-        import wandb.errors
-    except ImportError:  # of the second, if `wandb` is but a folder of logs in the working directory
-        raise InputError(
-            "logger.wandb=true, but the package is missing; pip install wandb or set it to false"
-        ) from None
+    import wandb
+    import wandb.errors
+
     id_file = run_dir / _WANDB_ID_NAME
     if start_step == 0 or not id_file.exists():
         id_file.write_text(uuid.uuid4().hex[:8] + "\n", encoding="utf-8")

@@ -23,10 +23,13 @@ Rows = dict[str, NDArray]
 
 CALIBRATION_BINS = 10
 
+# Sums are kept as integers of this unit: exact, and so the same in any order and for any number of processes.
+UNIT = 2.0**-32
+
 
 @dataclass
 class ActStatistics:
-    """Sums over rows with labels; those by step have one entry for each ACT step, the last being the answer given.
+    """Sums over rows with labels, in `UNIT` unless they are counts; those by step have one entry for each ACT step, the last being the answer given.
 
     `exact`, `cell`: solved rows and summed cell accuracy after each step, a finished row counting on with its answer.
     `halt_steps`: rows by the first step at which the halting head said "done"; entry 0 counts those that never did.
@@ -35,21 +38,21 @@ class ActStatistics:
 
     max_steps: int
     rows: int = 0
-    exact: NDArray[np.float64] = field(init=False)
-    cell: NDArray[np.float64] = field(init=False)
-    halt_steps: NDArray[np.float64] = field(init=False)
-    confidence: NDArray[np.float64] = field(init=False)
-    solved: NDArray[np.float64] = field(init=False)
-    binned: NDArray[np.float64] = field(init=False)
+    exact: NDArray[np.int64] = field(init=False)
+    cell: NDArray[np.int64] = field(init=False)
+    halt_steps: NDArray[np.int64] = field(init=False)
+    confidence: NDArray[np.int64] = field(init=False)
+    solved: NDArray[np.int64] = field(init=False)
+    binned: NDArray[np.int64] = field(init=False)
 
     def __post_init__(self) -> None:
-        self.exact, self.cell = np.zeros(self.max_steps), np.zeros(self.max_steps)
-        self.halt_steps = np.zeros(self.max_steps + 1)
-        self.confidence, self.solved, self.binned = (np.zeros(CALIBRATION_BINS) for _ in range(3))
+        self.exact, self.cell = np.zeros(self.max_steps, np.int64), np.zeros(self.max_steps, np.int64)
+        self.halt_steps = np.zeros(self.max_steps + 1, np.int64)
+        self.confidence, self.solved, self.binned = (np.zeros(CALIBRATION_BINS, np.int64) for _ in range(3))
 
     def add_step(self, step: NDArray, exact: NDArray, cell: NDArray, finished: NDArray) -> None:
         """Rows after `step` (from 1); the `finished` ones keep their result for all steps that they were spared."""
-        for total, value in ((self.exact, exact), (self.cell, cell)):
+        for total, value in ((self.exact, in_units(exact)), (self.cell, in_units(cell))):
             np.add.at(total, step - 1, value)
             for row in np.flatnonzero(finished & (step < self.max_steps)):
                 total[step[row] :] += value[row]
@@ -57,8 +60,9 @@ class ActStatistics:
     def add_finished(self, exact: NDArray, q_halt_logits: NDArray, first_halt: NDArray) -> None:
         probability = 1 / (1 + np.exp(-q_halt_logits.astype(np.float64)))
         bins = np.minimum((probability * CALIBRATION_BINS).astype(int), CALIBRATION_BINS - 1)
-        for total, value in ((self.confidence, probability), (self.solved, exact), (self.binned, 1)):
-            np.add.at(total, bins, value)
+        np.add.at(self.confidence, bins, in_units(probability))
+        np.add.at(self.solved, bins, in_units(exact))
+        np.add.at(self.binned, bins, 1)
         np.add.at(self.halt_steps, first_halt, 1)
         self.rows += len(exact)
 
@@ -70,22 +74,27 @@ class ActStatistics:
     @property
     def calibration_error(self) -> float:
         """Expected calibration error of the halting probability, in [0, 1]."""
-        return float(np.abs(self.confidence - self.solved).sum() / max(1, self.rows))
+        return float(np.abs(self.confidence - self.solved).sum() * UNIT / max(1, self.rows))
 
     def as_json(self) -> dict[str, object]:
-        per_row = max(1, self.rows)
+        per_row, per_bin = UNIT / max(1, self.rows), UNIT / np.maximum(1, self.binned)
         return {
             "rows": self.rows,
-            "exact_accuracy_by_step": (self.exact / per_row).tolist(),
-            "cell_accuracy_by_step": (self.cell / per_row).tolist(),
-            "rows_by_first_halt_step": self.halt_steps.astype(int).tolist(),
+            "exact_accuracy_by_step": (self.exact * per_row).tolist(),
+            "cell_accuracy_by_step": (self.cell * per_row).tolist(),
+            "rows_by_first_halt_step": self.halt_steps.tolist(),
             "q_halt_calibration": {
-                "rows": self.binned.astype(int).tolist(),
-                "mean_probability": (self.confidence / np.maximum(1, self.binned)).tolist(),
-                "solved": (self.solved / np.maximum(1, self.binned)).tolist(),
+                "rows": self.binned.tolist(),
+                "mean_probability": (self.confidence * per_bin).tolist(),
+                "solved": (self.solved * per_bin).tolist(),
                 "expected_calibration_error": self.calibration_error,
             },
         }
+
+
+def in_units(values: NDArray) -> NDArray[np.int64]:
+    """Numbers rounded to multiples of `UNIT`, counted in them."""
+    return np.rint(np.asarray(values, dtype=np.float64) / UNIT).astype(np.int64)
 
 
 class _Queue:

@@ -19,10 +19,15 @@ class MetricWindow:
     def _restart(self) -> None:
         self.sums: dict[str, Tensor] = {}
         self.updates = 0
-        self.started = time.perf_counter()
+        self.started = self.updated = time.perf_counter()
+
+    def resume_clock(self) -> None:
+        """Leave out the time since the last update: something else was done."""
+        self.started += time.perf_counter() - self.updated
 
     def add(self, metrics: dict[str, Tensor]) -> None:
         self.updates += 1
+        self.updated = time.perf_counter()
         for key, value in metrics.items():
             value = value.to(torch.float64 if value.device.type == "cpu" else torch.float32)
             self.sums[key] = self.sums[key] + value if key in self.sums else value
@@ -41,5 +46,7 @@ class MetricWindow:
             "rows_per_s": rows / seconds,
             "ms_per_step": 1000 * seconds / self.updates,
         }
+        if norm.device.type == "cuda":
+            figures["peak_memory_gib"] = torch.cuda.max_memory_allocated() / 2**30
         self._restart()
         return figures

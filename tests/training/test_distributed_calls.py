@@ -161,9 +161,7 @@ def workers(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     ran = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
     assert ran.returncode == 0, ran.stderr
-    results = [
-        torch.load(folder / f"{rank}.pt", weights_only=True, map_location="cpu") for rank in range(WORLD_SIZE)
-    ]
+    results = [torch.load(folder / f"{rank}.pt", weights_only=True, map_location="cpu") for rank in range(WORLD_SIZE)]
     return [{**result, "folder": folder, "stderr": ran.stderr} for result in results]
 
 
@@ -193,11 +191,7 @@ def test_all_reduce_flat_sums_each_tensor(workers: list[dict[str, Any]]) -> None
 
 def test_rows_are_gathered_in_rank_order(workers: list[dict[str, Any]]) -> None:
     for got in workers:
-        wanted = [
-            torch.cat(both)
-            for dtype in ROW_DTYPES
-            for both in zip(rows(0, dtype), rows(1, dtype), strict=True)
-        ]
+        wanted = [torch.cat(both) for dtype in ROW_DTYPES for both in zip(rows(0, dtype), rows(1, dtype), strict=True)]
         assert len(got["rows"]) == len(wanted)
         for gathered, want in zip(got["rows"], wanted, strict=True):
             assert gathered.dtype == want.dtype
@@ -306,16 +300,10 @@ def work(dist: Distributed, folder: Path) -> dict[str, Any]:
         "all_gathered": dist.all_gather_objects(mine),
         "broadcast": dist.broadcast_object(mine),
         "sums": sums,
-        "rows": [
-            dist.all_gather_rows(part.to(dist.device))
-            for dtype in ROW_DTYPES
-            for part in rows(dist.rank, dtype)
-        ],
+        "rows": [dist.all_gather_rows(part.to(dist.device)) for dtype in ROW_DTYPES for part in rows(dist.rank, dtype)],
         "module": module,
         "gradients": gradients_of(model),
-        "resharded": load_checkpoint(path, groups=["carry"], device=dist.device, slots=slots).shards["carry"][
-            "z"
-        ],
+        "resharded": load_checkpoint(path, groups=["carry"], device=dist.device, slots=slots).shards["carry"]["z"],
         "full disk": save_with_a_bad_disk(dist, folder, 2, errno.ENOSPC),
         "broken disk": save_with_a_bad_disk(dist, folder, 3, errno.EIO),
     }

@@ -182,8 +182,5 @@ def test_export_as_a_command(tmp_path: Path) -> None:
         check=False,
     )
     assert ran.returncode == 2
-    assert (
-        ran.stderr
-        == f"error: {tmp_path} is no checkpoint and no run directory that has one; correct the path\n"
-    )
+    assert ran.stderr == f"error: {tmp_path} is no checkpoint and no run directory that has one; correct the path\n"
     assert not (tmp_path / "out.pt").exists()

@@ -129,9 +129,7 @@ class FullDisk:
         self.file.close()
 
 
-def test_a_full_disk_costs_records_but_not_the_run(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_full_disk_costs_records_but_not_the_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     metrics = MetricsFile(tmp_path)
     metrics.append(1, {"a": 1.0})
     disk = FullDisk(metrics._jsonl)
@@ -220,9 +218,7 @@ def install(monkeypatch: pytest.MonkeyPatch, fake: FakeWandb) -> FakeWandb:
     return fake
 
 
-def test_wandb_gets_everything_and_resumes_the_same_run(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_wandb_gets_everything_and_resumes_the_same_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def run(start_step: int) -> FakeWandb:
         fake = install(monkeypatch, FakeWandb())
         with RunLogger(

@@ -11,7 +11,16 @@ from pathlib import Path
 import pytest
 
 import pretrain
-from tests.training.runs import HRM, TRM, build_small_arc, build_sudoku_4x4, differences, overrides, records, whole_state
+from tests.training.runs import (
+    HRM,
+    TRM,
+    build_small_arc,
+    build_sudoku_4x4,
+    differences,
+    overrides,
+    records,
+    whole_state,
+)
 from training.cli import run_cli
 
 ROOT = Path(pretrain.__file__).parent
@@ -81,9 +90,7 @@ def test_micro_batches_change_nothing_but_rounding(sudoku: Path, tmp_path: Path)
 
 def test_a_signal_saves_and_exits_with_zero(sudoku: Path, tmp_path: Path) -> None:
     command = overrides(TRM, sudoku, tmp_path / "run", "max_steps=100000", "epochs=100000")
-    process = subprocess.Popen(
-        [sys.executable, "pretrain.py", *command], cwd=ROOT, stderr=subprocess.PIPE, text=True
-    )
+    process = subprocess.Popen([sys.executable, "pretrain.py", *command], cwd=ROOT, stderr=subprocess.PIPE, text=True)
     assert process.stderr is not None
     for line in process.stderr:
         if line.startswith("step "):

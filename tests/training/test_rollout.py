@@ -11,7 +11,7 @@ import torch
 
 from models.losses import IGNORE_LABEL_ID, ACTLossHead
 from models.recursive_reasoning.trm import TinyRecursiveReasoningModel_ACTV1
-from training.rollout import ActStatistics, Rows, rollout
+from training.rollout import UNIT, ActStatistics, Rows, rollout
 
 STEPS, CELLS, VOCAB = 4, 6, 5
 
@@ -96,7 +96,7 @@ def test_rollout_equals_solving_every_row_alone(early: bool, slots: int, sizes: 
         for step in range(STEPS):
             by_step[step] += accuracy(expected[index][min(step, last)][0], rows["labels"][index])
         halts[0 if first_halt is None else first_halt + 1] += 1
-    np.testing.assert_allclose(np.stack((statistics.exact, statistics.cell), axis=1), by_step, atol=1e-6)
+    np.testing.assert_allclose(np.stack((statistics.exact, statistics.cell), axis=1) * UNIT, by_step, atol=1e-6)
     np.testing.assert_array_equal(statistics.halt_steps, halts)
     assert statistics.rows == len(expected) and len({*found["steps"].tolist()}) > (1 if early else 0)
 

@@ -49,17 +49,22 @@ class ACTConfig(BaseModel):
 
     forward_dtype: Literal["bfloat16", "float32", "float16"] = "bfloat16"
 
+    # Whether attention may be narrower than the hidden state, as where 12 heads share 512.
+    uneven_heads: ClassVar[bool] = False
     # Whether q_continue is trained where `no_ACT_continue` is false.
     trains_q_continue: ClassVar[bool] = True
 
     @model_validator(mode="after")
     def _check_heads(self) -> ACTConfig:
-        if self.hidden_size < self.num_heads:
-            raise ValueError(f"hidden_size={self.hidden_size} is smaller than num_heads={self.num_heads}")
+        if self.hidden_size % self.num_heads and not (self.uneven_heads and self.hidden_size > self.num_heads):
+            raise ValueError(
+                f"arch.hidden_size={self.hidden_size} is not a multiple of arch.num_heads={self.num_heads}: "
+                "choose heads that divide it"
+            )
         if self.pos_encodings == "rope" and not self.mlp_t and (self.hidden_size // self.num_heads) % 2:
             raise ValueError(
-                f"hidden_size={self.hidden_size} over num_heads={self.num_heads} gives an odd head size, "
-                "which rope cannot rotate; use a num_heads that divides it into even sizes, or pos_encodings=learned"
+                f"arch.hidden_size={self.hidden_size} over arch.num_heads={self.num_heads} gives an odd head size, "
+                "which rope cannot rotate; use arch.pos_encodings=learned or another number of heads"
             )
         return self
 

@@ -266,8 +266,6 @@ def test_an_installation_brings_no_package() -> None:
 
 
 def test_hooks_pin_the_versions_of_constraints() -> None:
-    pinned = dict(
-        re.findall(r"^([\w-]+)==(\S+)$", (ROOT / "constraints.txt").read_text("utf-8"), re.MULTILINE)
-    )
+    pinned = dict(re.findall(r"^([\w-]+)==(\S+)$", (ROOT / "constraints.txt").read_text("utf-8"), re.MULTILINE))
     hooks = set(re.findall(r"(ruff)==([\d.]+)", (ROOT / ".pre-commit-config.yaml").read_text("utf-8")))
     assert hooks == {("ruff", pinned["ruff"])}

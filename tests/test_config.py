@@ -19,9 +19,7 @@ from training.config_schema import EvaluateConfig, PretrainConfig
 CHOICES = [(group, choice) for group, choices in config_groups("cfg_pretrain").items() for choice in choices]
 
 # As published for the original code, every override as written; a shell puts a name in place of ${run_name}.
-QUICK_TEST = (
-    'arch=trm data_paths="[data/sudoku-extreme-1k-aug-1000]" epochs=100 eval_interval=100 evaluators="[]"'
-)
+QUICK_TEST = 'arch=trm data_paths="[data/sudoku-extreme-1k-aug-1000]" epochs=100 eval_interval=100 evaluators="[]"'
 TWO_LEVELS = 'arch=trm data_paths="[data/arc1concept-aug-1000]" arch.H_layers=2 arch.L_layers=2'
 ARC1 = """arch=trm data_paths="[data/arc1concept-aug-1000]" arch.L_layers=2 arch.H_cycles=3 arch.L_cycles=4
     +run_name=arc ema=True"""
@@ -62,9 +60,7 @@ def test_every_file_is_a_choice_or_an_entry_point() -> None:
 
 @pytest.mark.parametrize("choice", config_groups("cfg_pretrain")["data"])
 def test_data_names_the_command_that_builds_it(choice: str) -> None:
-    comments = re.findall(
-        r"^# +(.*)$", (CONFIG_DIR / "data" / f"{choice}.yaml").read_text("utf-8"), re.MULTILINE
-    )
+    comments = re.findall(r"^# +(.*)$", (CONFIG_DIR / "data" / f"{choice}.yaml").read_text("utf-8"), re.MULTILINE)
     command = " ".join(comments).partition("python -m ")[2].partition(" Without ")[0].replace("\\ ", "")
     module, *arguments = shlex.split(command)
     parsed = importlib.import_module(module)._parser().parse_args(arguments)
@@ -156,9 +152,7 @@ def test_experiments_are_the_published_commands(command: str, experiment: str) -
         "evaluators",
         "micro_batch_size",
     }  # a name, more figures, the same steps in smaller passes
-    assert pretrain(command).model_dump(exclude=ours) == pretrain(f"experiment={experiment}").model_dump(
-        exclude=ours
-    )
+    assert pretrain(command).model_dump(exclude=ours) == pretrain(f"experiment={experiment}").model_dump(exclude=ours)
 
 
 def test_published_commands_work_as_written() -> None:
@@ -394,9 +388,7 @@ def test_wrong_input_is_exit_code_2_and_one_line(capsys: pytest.CaptureFixture[s
     assert (captured.out, captured.err) == ("", "error: lr=x: first line second line\n")
 
 
-def test_other_ranks_wait_for_rank_0(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_other_ranks_wait_for_rank_0(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     waited: list[float] = []
     monkeypatch.setenv("RANK", "3")
     monkeypatch.setattr(cli.time, "sleep", waited.append)

@@ -147,14 +147,9 @@ def _check_architecture(arch: ArchConfig, names: Sequence[str]) -> None:
     if settings.get("forward_dtype") == "auto":  # the device decides later
         settings["forward_dtype"] = "float32"
     try:
-        checked = config_class.model_validate(settings | dict.fromkeys(DATA_KEYS, 1), strict=True)
+        config_class.model_validate(settings | dict.fromkeys(DATA_KEYS, 1), strict=True)
     except ValidationError as error:
         raise InputError(describe(error, names, prefix="arch.")) from error
-    if checked.hidden_size % checked.num_heads:
-        raise InputError(
-            f"arch.hidden_size={checked.hidden_size} is not a multiple of arch.num_heads={checked.num_heads}"
-            ": choose heads that divide it"
-        )
 
 
 def _hyperparameter_names(arch: Any) -> list[str]:

@@ -124,6 +124,9 @@ def test_work_ahead_is_bounded_ordered_and_passes_on_errors() -> None:
 
     ahead = make_ahead(make, range(10), depth=2)
     assert next(ahead) == 0
+    deadline = time.monotonic() + 10
+    while len(started) < 3 and time.monotonic() < deadline:
+        time.sleep(0.01)
     time.sleep(0.05)
     assert started == [0, 1, 2]
     assert [next(ahead) for _ in range(4)] == [-1, -2, -3, -4]

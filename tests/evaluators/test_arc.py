@@ -173,9 +173,7 @@ def test_a_rank_without_rows_is_fine(case: Case) -> None:
 
 
 def test_votes_are_counted_in_the_original_frame(case: Case, tmp_path: Path) -> None:
-    rows: list[Row] = [
-        (name, INPUT_A, TWO if index < 3 else ONE, 0.0) for index, name in enumerate(AUGMENTED)
-    ]
+    rows: list[Row] = [(name, INPUT_A, TWO if index < 3 else ONE, 0.0) for index, name in enumerate(AUGMENTED)]
     case.evaluate(*rows, save=tmp_path)
     first, second = json.loads((tmp_path / "attempts.json").read_text())["a"][0]
     assert first == {"grid": ONE, "votes": 5, "confidence": 0.5, "correct": True}

@@ -76,9 +76,7 @@ def figures(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
 
 
 def words(figure: Figure) -> list[str]:
-    texts = [text.get_text() for axes in figure.axes for text in axes.texts] + [
-        t.get_text() for t in figure.texts
-    ]
+    texts = [text.get_text() for axes in figure.axes for text in axes.texts] + [t.get_text() for t in figure.texts]
     return [text for text in texts if text and not text.isdigit()]
 
 
@@ -216,9 +214,7 @@ def test_a_changed_clue_is_not_solved(tmp_path: Path, figures: list[Figure]) -> 
     label = SUDOKU_4.ravel()
     spoiled = label.copy()
     spoiled[0] = label[1]
-    sudoku_film(
-        tmp_path / "a.png", per_step_preds=spoiled[None], q_halt=np.zeros(1), per_step_confidence=None
-    )
+    sudoku_film(tmp_path / "a.png", per_step_preds=spoiled[None], q_halt=np.zeros(1), per_step_confidence=None)
     assert "solved ✓" not in words(figures[0])
     assert "8 of 8 right" in words(figures[0])
 

@@ -56,6 +56,7 @@ def make_batch(rows: int = 4, seed: int = 0) -> dict[str, torch.Tensor]:
         ("trm", {"vocab_size": 11, "seq_len": 81, "mlp_t": True, "pos_encodings": "none"}, 5_028_866),
         ("trm", {"H_layers": 2}, 6_829_058 + 2 * 3_407_872),
         ("hrm", {}, 27_276_290),
+        ("transformers_baseline", {"num_heads": 12}, 27_145_218),
     ],
 )
 def test_parameter_counts_outside_the_puzzle_table(arch: str, config: dict[str, Any], parameters: int) -> None:
@@ -249,6 +250,7 @@ def test_halting_loss_stays_finite(bias: float) -> None:
         ({"hiden_size": 3}, "hiden_size"),
         ({"L_cycles": 0}, "L_cycles"),
         ({"hidden_size": 18, "num_heads": 6}, "odd head size"),
+        ({"hidden_size": 16, "num_heads": 3}, "not a multiple"),
         ({"pos_encodings": "rotary"}, "pos_encodings"),
         ({"forward_dtype": "int8"}, "forward_dtype"),
         ({"halt_exploration_prob": 1.5}, "halt_exploration_prob"),

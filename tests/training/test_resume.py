@@ -127,7 +127,7 @@ def test_a_loss_that_is_not_finite_stops_before_the_update(
     held = {}
     step = pretrain.train_step
 
-    def train_step(run, state, batch):  # type: ignore[no-untyped-def]
+    def train_step(run, state, batch):
         if state.step == 4:
             held["before"] = {name: value.clone() for name, value in state.model.state_dict().items()}
             held["state"] = state

@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from datasets.common import check_folder
 from evaluators import build_evaluators
 from training import distributed
 from training.cli import run_cli
@@ -30,6 +31,7 @@ def main(argv: list[str]) -> None:
         if specs is None:
             specs = trained.recorded.evaluators if trained.recorded is not None else []
         output_dir = Path(config.output_dir) if config.output_dir is not None else trained.output_dir
+        check_folder(output_dir, f"output_dir={output_dir}")
         figures = evaluate(
             trained.model,
             trained.dataset,

@@ -32,7 +32,7 @@ def read_array(path: Path, *, mapped: bool = False) -> np.ndarray:
             return np.lib.format.read_array(file, allow_pickle=False)
     except FileNotFoundError:
         raise InputError(f"{path} does not exist; {_REMEDY} or correct the path") from None
-    except (ValueError, EOFError, OSError, MemoryError, tokenize.TokenError) as error:
+    except (ValueError, EOFError, OSError, MemoryError, SyntaxError, tokenize.TokenError) as error:
         reason = " ".join(str(error).split())
         raise InputError(f"{path} is truncated or not an .npy array ({reason}); {_REMEDY}") from None
 
@@ -104,6 +104,7 @@ def check_sudoku(split: SplitPlan, metadata: PuzzleDatasetMetadata, prefix: str)
     _require(split.plan, "plan", {"seed", "box"}, prefix)
     box = split.plan["box"]
     _check_form(prefix, "plan_seed", split.plan["seed"], np.uint64, (1,))
+    _first_bad(prefix, "plan_seed", split.plan["seed"] >= 2**63, "is not below 2**63")
     _check_form(prefix, "plan_box", box, np.int64, (2,))
     if int(box.prod()) ** 2 != metadata.seq_len or box.min() < 1:
         _fail(prefix, "plan_box", f"holds {box.tolist()}, no box of a grid of {metadata.seq_len} cells")

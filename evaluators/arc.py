@@ -135,7 +135,8 @@ class ARC:
             )
         if (self._task_of_id == NO_TASK).all():
             raise InputError(
-                f"{path}: no name belongs to any of the {len(self._tasks)} tasks of test_puzzles.json; rebuild the dataset"
+                f"{path}: no name belongs to any of the {len(self._tasks)} tasks of test_puzzles.json; "
+                "rebuild the dataset"
             )
 
     def begin_eval(self) -> None:

@@ -17,7 +17,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from datasets.common import ARC_COLOUR_0, IGNORE_LABEL_ID, PuzzleDatasetMetadata
+from datasets.common import ARC_COLOUR_0, IGNORE_LABEL_ID, InputError, PuzzleDatasetMetadata, check_folder
 from evaluators.arc_rows import crop
 from evaluators.common import write_bytes
 from evaluators.grid_drawing import (
@@ -37,10 +37,18 @@ from evaluators.grid_drawing import (
     frame_grid,
 )
 
+FORMATS = (".png", ".svg", ".pdf")
 DOTS_PER_INCH = 200
 MARGIN, GAP = 0.2, 0.14
 FILM_WIDTH, LARGEST_PANEL, CHART_HEIGHT = 10.0, 2.0, 0.95
 TASK_PANEL, TASK_GAP = 1.35, 0.3
+
+
+def check_picture(path: Path) -> None:
+    """`InputError` unless a picture can be written to ``path``; asked before the work for it begins."""
+    if path.suffix not in FORMATS or path.is_dir():
+        raise InputError(f"{path} is no name for a picture; let it end in {', '.join(FORMATS)}")
+    check_folder(path.parent, str(path))
 
 
 class Sheet:

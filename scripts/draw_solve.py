@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from datasets.common import InputError
 from datasets.puzzle_dataset import Batch
-from evaluators.render import draw_film_strip
+from evaluators.render import check_picture, draw_film_strip
 from models.losses import IGNORE_LABEL_ID
 from training import distributed
 from training.cli import run_cli
@@ -32,6 +32,7 @@ def main(argv: list[str]) -> None:
     parser.add_argument("out", type=Path, help="the picture: .png, .svg or .pdf")
     parser.add_argument("--row", type=int, help="of the test split; default: one that takes long and ends up right")
     arguments = parser.parse_args(argv)
+    check_picture(arguments.out)
     config = load_config("cfg_evaluate", [f"checkpoint={arguments.checkpoint}", "device=cpu"])
     with distributed.init("cpu") as dist:
         trained = open_trained(config, dist)
@@ -70,10 +71,10 @@ def solve(trained: Trained, batch: Batch) -> tuple[NDArray, NDArray, NDArray]:
 
 
 def interesting_row(preds: NDArray, labels: NDArray) -> int:
-    """Among the rows that end up right, the one with the most cells still wrong after the first step."""
-    labelled = labels != IGNORE_LABEL_ID
-    wrong = (labelled & (preds != labels)).sum(-1)
-    return int(np.argmax(np.where(wrong[-1] == 0, wrong[0], -1)))
+    """Among the rows that end up right, the one whose prediction changes most often, then that most wrong at first."""
+    wrong = ((labels != IGNORE_LABEL_ID) & (preds != labels)).sum(-1)
+    changes = (preds[1:] != preds[:-1]).any(-1).sum(0)
+    return int(np.argmax(np.where(wrong[-1] == 0, changes * preds.shape[-1] + wrong[0], -1)))
 
 
 def _rows(trained: Trained, row: int | None) -> Batch:

@@ -29,7 +29,9 @@ UNIT = 2.0**-32
 
 @dataclass
 class ActStatistics:
-    """Sums over rows with labels, in `UNIT` unless they are counts; those by step have one entry for each ACT step, the last being the answer given.
+    """Sums over rows with labels, in `UNIT` unless they are counts.
+
+    Those by step have one entry for each ACT step; the last is the answer given.
 
     `exact`, `cell`: solved rows and summed cell accuracy after each step, a finished row counting on with its answer.
     `halt_steps`: rows by the first step at which the halting head said "done"; entry 0 counts those that never did.

@@ -54,6 +54,11 @@ def open_trained(config: EvaluateConfig, dist: Distributed) -> Trained:
                     f"{weights.path} was trained on data with {key}={weights.meta['model_config'][key]}, data_paths "
                     f"has {settings[key]}: evaluate it on data of the same build"
                 )
+        if weights.meta["identifiers_hash"] != dataset.identifiers_hash:
+            raise InputError(
+                f"{weights.path} was trained on data with other puzzles under the identifiers of data_paths: "
+                "evaluate it on data of the same build"
+            )
     if config.halt_max_steps is not None:
         settings["halt_max_steps"] = config.halt_max_steps
     model = build_model(arch, settings, dist.device)
@@ -67,11 +72,9 @@ def _open_data(config: EvaluateConfig, recorded: PretrainConfig | None) -> Puzzl
     most = config.max_eval_puzzles or (recorded.max_eval_puzzles if recorded else None)
     if config.data_paths is not None or recorded is None:
         return PuzzleDataset(config.data_paths or [], "test", seed=seed, max_puzzles=most)
-    subset = None
-    if recorded.max_train_puzzles is not None:
-        subset = PuzzleDataset(recorded.data_paths, "train", seed=recorded.seed, max_puzzles=recorded.max_train_puzzles)
+    train_set = PuzzleDataset(recorded.data_paths, "train", seed=recorded.seed, max_puzzles=recorded.max_train_puzzles)
     paths = recorded.data_paths_test or recorded.data_paths
-    return PuzzleDataset(paths, "test", seed=seed, max_puzzles=most, subset_of=subset)
+    return PuzzleDataset(paths, "test", seed=seed, max_puzzles=most, subset_of=train_set)
 
 
 def _default_batch_size(recorded: PretrainConfig | None, dist: Distributed) -> int:

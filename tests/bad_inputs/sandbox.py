@@ -22,7 +22,7 @@ import numpy as np
 import evaluate
 import pretrain
 from datasets import build_arc_dataset, build_maze_dataset, build_sudoku_dataset
-from scripts import export_checkpoint
+from scripts import draw_solve, draw_tasks, export_checkpoint
 from training.cli import run_cli
 
 TINY = (
@@ -34,6 +34,8 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "pretrain": lambda argv: run_cli(pretrain.main, argv),
     "evaluate": lambda argv: run_cli(evaluate.main, argv),
     "export": lambda argv: run_cli(export_checkpoint.main, argv),
+    "draw_solve": lambda argv: run_cli(draw_solve.main, argv),
+    "draw_tasks": lambda argv: run_cli(draw_tasks.main, argv),
     "build_arc": build_arc_dataset.main,
     "build_sudoku": build_sudoku_dataset.main,
     "build_maze": build_maze_dataset.main,

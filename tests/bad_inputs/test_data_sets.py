@@ -35,6 +35,10 @@ def write(content: bytes) -> Damage:
     return lambda path: Path(path).write_bytes(content)
 
 
+def replace(old: bytes, new: bytes) -> Damage:
+    return lambda path: Path(path).write_bytes(Path(path).read_bytes().replace(old, new))
+
+
 def keys(**changes: object) -> Damage:
     return lambda path: edit_json(path, **changes)
 
@@ -66,6 +70,7 @@ SUDOKU = [
     ("train/all__base_inputs.npy", write(b""), "train/all__base_inputs.npy is truncated or not"),
     ("test/all__puzzle_indices.npy", write(b"\x93NUMPY" * 40), "test/all__puzzle_indices.npy is truncated or not"),
     ("train/all__base_inputs.npy", partial(write_npy_of_shape, shape=(8, 2**50)), "base_inputs.npy is truncated"),
+    ("train/all__puzzle_indices.npy", replace(b"'<i4'", b"'<,4'"), "puzzle_indices.npy is truncated or not"),
     # files that want to be unpickled
     ("train/all__base_inputs.npy", object_array, "train/all__base_inputs.npy .*(pickle|[Oo]bject)"),
     ("train/all__puzzle_indices.npy", object_array, "train/all__puzzle_indices.npy .*(pickle|[Oo]bject)"),
@@ -107,6 +112,7 @@ SUDOKU = [
     ("train/all__group_indices.npy", array(lambda a: a[:-1]), "group_indices.npy ends with 28, expected 32"),
     ("train/all__plan_box.npy", array(set_entry(0, 3)), r"plan_box.npy holds \[3, 2\]"),
     ("train/all__plan_box.npy", array(lambda a: -a), r"plan_box.npy holds \[-2, -2\]"),
+    ("train/all__plan_seed.npy", array(set_entry(0, 2**63)), "plan_seed.npy entry 0 is not below 2..63"),
     ("train/all__plan_seed.npy", array(lambda a: a.astype(np.int32)), "plan_seed.npy is int32"),
 ]  # fmt: skip
 

@@ -59,7 +59,7 @@ COMMAND_LINES = [
     ("eval_interval=8", "eval_interval=8 is longer than epochs=4"),
     ("micro_batch_size=3", "global_batch_size=4 is not a multiple of micro_batch_size=3"),
     ("arch.num_heads=3 arch.pos_encodings=none", "arch.hidden_size=16 is not a multiple of arch.num_heads=3"),
-    ("arch.num_heads=16", "hidden_size=16 over num_heads=16 gives an odd head size"),
+    ("arch.num_heads=16", "arch.hidden_size=16 over arch.num_heads=16 gives an odd head size"),
     ("arch.puzzle_emb_ndim=40", "puzzle_emb_ndim=40 does not fit the 16 numbers of puzzle_emb_len=1 tokens"),
     ("ema_puzzle_emb=true", "ema_puzzle_emb=true has no effect with ema=false"),
     ("freeze_weights=true", "freeze_weights=true would keep random weights"),

@@ -1,0 +1,125 @@
+"""The commands a user types, end to end on tiny problems: every architecture and what they can be asked for."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import evaluate
+import pretrain
+from scripts import draw_solve, draw_tasks, export_checkpoint
+from tests.training.runs import TRM, build_small_arc, build_sudoku_4x4, overrides, records, whole_state
+from training.cli import run_cli
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Sudoku data set, an ARC data set and a short run on each."""
+    folder = tmp_path_factory.mktemp("entry")
+    build_sudoku_4x4(folder / "sudoku")
+    build_small_arc(folder / "arc")
+    for name in ("sudoku", "arc"):
+        evaluator = f"evaluator={name}"
+        command = [*overrides(TRM, folder / name, folder / f"run-{name}", "max_steps=6"), "max_eval_puzzles=null"]
+        assert run_cli(pretrain.main, [part for part in command if not part.startswith("evaluator")] + [evaluator]) == 0
+    return folder
+
+
+def figures(path: Path) -> dict[str, float]:
+    return json.loads((path / "metrics.json").read_text())["figures"]
+
+
+@pytest.mark.parametrize("arch", ["trm", "trm_singlez", "trm_hier6", "hrm", "transformers_baseline"])
+def test_every_architecture_trains_saves_and_evaluates(arch: str, folder: Path, tmp_path: Path) -> None:
+    data = [f"data_paths=[{folder / 'sudoku'}]", f"checkpoint_path={tmp_path / 'run'}", "device=cpu", "max_steps=3"]
+    assert run_cli(pretrain.main, ["experiment=smoke", f"arch={arch}", *data]) == 0
+    assert run_cli(evaluate.main, [f"checkpoint={tmp_path / 'run'}", "device=cpu", "eval_batch_size=7"]) == 0
+    found = figures(tmp_path / "run/eval/step_3")
+    assert found["all/exact_accuracy"] == found["Sudoku/exact"] and found["all/rows"] > 0
+    assert found["all/accuracy"] == pytest.approx(records(tmp_path / "run", "eval/all/accuracy")[3], abs=1e-6)
+
+
+def test_original_weights_come_and_go(folder: Path, tmp_path: Path) -> None:
+    """Exported weights are the averaged ones under the published names; evaluated as a file they give the same."""
+    for more in ([], ["--compiled-prefix"]):
+        out = tmp_path / f"weights{len(more)}.pt"
+        assert run_cli(export_checkpoint.main, [str(folder / "run-arc"), str(out), "--ema", *more]) == 0
+        state = torch.load(out, weights_only=True)
+        prefix = "_orig_mod." if more else ""
+        saved = whole_state(folder / "run-arc", 6)
+        assert torch.equal(state[f"{prefix}model.inner.lm_head.weight"], saved["ema/model.inner.lm_head.weight"])
+        assert torch.equal(state[f"{prefix}model.inner.H_init"], saved["model/model.inner.H_init"])
+        named = [part for part in TRM if part.startswith("arch")]
+        command = [f"checkpoint={out}", *named, f"data_paths=[{folder / 'arc'}]", "evaluator=arc", "device=cpu"]
+        assert run_cli(evaluate.main, [*command, f"output_dir={tmp_path / 'file'}"]) == 0
+        assert run_cli(evaluate.main, [f"checkpoint={folder / 'run-arc'}", f"output_dir={tmp_path / 'run'}"]) == 0
+        assert figures(tmp_path / "file") == figures(tmp_path / "run")
+        assert (tmp_path / "file/submission.json").read_text() == (tmp_path / "run/submission.json").read_text()
+
+
+def test_saved_outputs_are_what_was_scored(folder: Path, tmp_path: Path) -> None:
+    outputs = "eval_save_outputs=[preds,labels,logits,q_halt_logits]"
+    command = [f"checkpoint={folder / 'run-sudoku'}", outputs, f"output_dir={tmp_path}"]
+    assert run_cli(evaluate.main, command) == 0
+    arrays = dict(np.load(tmp_path / "outputs_rank0.npz", allow_pickle=False))
+    assert sorted(arrays["row_index"]) == list(range(16))
+    np.testing.assert_array_equal(arrays["logits"].argmax(-1), arrays["preds"])
+    assert (arrays["preds"] == arrays["labels"]).mean() == pytest.approx(figures(tmp_path)["all/accuracy"], abs=1e-6)
+
+
+def test_more_steps_and_early_halting_at_evaluation(folder: Path, tmp_path: Path) -> None:
+    command = [f"checkpoint={folder / 'run-sudoku'}", "halt_max_steps=5"]
+    assert run_cli(evaluate.main, [*command, f"output_dir={tmp_path / 'fixed'}"]) == 0
+    assert run_cli(evaluate.main, [*command, "act_eval=early", f"output_dir={tmp_path / 'early'}"]) == 0
+    assert figures(tmp_path / "fixed")["all/steps"] == 5
+    assert figures(tmp_path / "early")["all/steps"] <= 5
+    by_step = json.loads((tmp_path / "fixed/act_steps.json").read_text())["all"]["cell_accuracy_by_step"]
+    assert len(by_step) == 5 and by_step[-1] == pytest.approx(figures(tmp_path / "fixed")["all/accuracy"])
+
+
+def test_a_new_run_starts_from_given_weights_and_can_train_the_table_alone(folder: Path, tmp_path: Path) -> None:
+    start = [f"load_checkpoint={folder / 'run-arc'}", "freeze_weights=true", "ema_puzzle_emb=true"]
+    assert run_cli(pretrain.main, overrides(TRM, folder / "arc", tmp_path / "run", "max_steps=4", *start)) == 0
+    before, after = whole_state(folder / "run-arc", 6), whole_state(tmp_path / "run", 4)
+    frozen = [name for name in after if name.startswith("model/") and "puzzle_emb" not in name]
+    for name in frozen:
+        given = before.get(name.replace("model/", "ema/"), before[name])
+        assert torch.equal(after[name], given), name
+    table = "model/model.inner.puzzle_emb.weights"
+    assert not torch.equal(after[table], before[table])
+    assert not torch.equal(after["ema/model.inner.puzzle_emb.weights"], after[table])
+
+
+def test_two_data_sets_in_one_run_do_not_collide(folder: Path, tmp_path: Path) -> None:
+    other = build_small_arc(tmp_path / "again")
+    command = overrides(TRM, folder / "arc", tmp_path / "run", "max_steps=2", f"data_paths=[{folder / 'arc'},{other}]")
+    assert run_cli(pretrain.main, command) == 0
+    one = whole_state(folder / "run-arc", 6)["model/model.inner.puzzle_emb.weights"]
+    both = whole_state(tmp_path / "run", 2)["model/model.inner.puzzle_emb.weights"]
+    assert len(both) == 2 * len(one) - 1  # the blank identifier is shared
+    assert {f"eval/{name}/ARC/pass@1" for name in ("arc", "again")} <= set(_keys(tmp_path / "run"))
+
+
+def test_a_subset_of_the_puzzles_is_evaluated_on_its_own_tasks(folder: Path, tmp_path: Path) -> None:
+    command = overrides(TRM, folder / "arc", tmp_path / "run", "max_steps=2", "max_train_puzzles=3")
+    assert run_cli(pretrain.main, command) == 0
+    assert records(tmp_path / "run", "eval/ARC/tasks") == {2: 3.0}
+
+
+def test_pictures_of_a_solve_and_of_tasks(folder: Path, tmp_path: Path) -> None:
+    assert run_cli(draw_solve.main, [str(folder / "run-sudoku"), str(tmp_path / "a.png"), "--row", "2"]) == 0
+    assert run_cli(draw_solve.main, [str(folder / "run-arc"), str(tmp_path / "b.svg")]) == 0
+    evaluation = folder / "run-arc/eval/step_6"
+    assert (
+        run_cli(draw_tasks.main, [str(evaluation), str(tmp_path / "tasks"), str(folder / "arc"), "--count", "2"]) == 0
+    )
+    assert (tmp_path / "a.png").read_bytes()[:4] == b"\x89PNG" and len(list((tmp_path / "tasks").iterdir())) == 2
+    assert run_cli(draw_solve.main, [str(folder / "run-sudoku"), str(tmp_path / "c.png"), "--row", "16"]) == 2
+
+
+def _keys(run_dir: Path) -> list[str]:
+    return [key for line in (run_dir / "metrics.jsonl").read_text().splitlines() for key in json.loads(line)]

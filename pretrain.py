@@ -31,7 +31,8 @@ from training.config import leaves, load_config, to_yaml, validate_config
 from training.config_errors import show
 from training.config_schema import PretrainConfig
 from training.distributed import Distributed
-from training.evaluation import check_batch_size, evaluate
+from training.evaluation import STEPS_FILE, check_batch_size, evaluate
+from training.guard import assert_finite
 from training.lock import RunLock
 from training.logging import RunLogger, check_packages
 from training.manifest import read_manifest
@@ -128,6 +129,8 @@ def train(run: Run, state: TrainState) -> None:
     config, dist, schedule = run.config, run.dist, run.schedule
     window = MetricWindow()
     with _logger(run, state.step) as logger, StopRequest() as stop:
+        if dist.any_true(dist.is_main and state.step in schedule.evaluations and not was_evaluated(run, state.step)):
+            evaluate_now(run, state, logger)
         for batch in _batches(run, state):
             window.add(train_step(run, state, batch))
             stopping = dist.any_true(stop.requested)
@@ -138,12 +141,12 @@ def train(run: Run, state: TrainState) -> None:
                 figures = window.summary(dist) | {"lr": state.learning_rate}
                 logger.log(state.step, {f"train/{key}": value for key, value in figures.items()})
                 logger.progress(state.step, {key: figures[key] for key in SHOWN})
-            if evaluating:
-                evaluate_now(run, state, logger)
             interval = config.checkpoint_interval
             due = interval is not None and state.step % interval == 0
             if due or (evaluating and config.checkpoint_every_eval) or last or stopping:
-                save(run, state)
+                save(run, state)  # before the evaluation: whatever goes wrong there, the steps are not lost
+            if evaluating:
+                evaluate_now(run, state, logger)
             window.resume_clock()
             if stopping:
                 logger.message(f"stopped by {stop.signal_name} at step {state.step}; the same command continues")
@@ -170,7 +173,7 @@ def train_step(run: Run, state: TrainState, batch: dict[str, Tensor]) -> dict[st
             totals[key] = totals[key] + value if key in totals else value
 
     state.gradients.all_reduce(run.dist)
-    norm = gradient_norm(state)
+    norm = state.gradients.norm().to(run.dist.device)
     assert_finite(torch.stack((norm, totals["loss"].to(norm.dtype))), step + 1)
     if config.optim.grad_clip is not None:
         for flat in state.gradients.tensors:
@@ -191,30 +194,6 @@ def train_step(run: Run, state: TrainState, batch: dict[str, Tensor]) -> dict[st
     return totals | {"grad_norm": norm, "rows": torch.tensor(float(start))}
 
 
-def gradient_norm(state: TrainState) -> Tensor:
-    """Norm of the gradient over all dense parameters, 0-D fp32."""
-    norms = [torch.linalg.vector_norm(flat) for flat in state.gradients.tensors]
-    return (
-        torch.linalg.vector_norm(torch.stack(norms)) if norms else torch.zeros((), device=state.carries[0].steps.device)
-    )
-
-
-def assert_finite(values: Tensor, step: int) -> None:
-    """Stop before the update if the loss or the gradient is NaN or infinite.
-
-    The gradient is summed over the ranks, so all stop. On CUDA the check runs on the device, without a host
-    synchronisation: the process dies there, before the update is computed.
-    """
-    finite = torch.isfinite(values).all()
-    if values.device.type == "cuda":
-        torch._assert_async(finite, f"step {step}: the loss or the gradient is not finite; no update was made")
-    elif not finite:
-        raise InputError(
-            f"step {step}: the loss or the gradient is not finite; no update was made. "
-            "Continue from the last checkpoint with a lower lr or with optim.grad_clip=1.0"
-        )
-
-
 def evaluate_now(run: Run, state: TrainState, logger: RunLogger) -> None:
     """Evaluate the averaged weights (the raw ones without EMA); the training state is as before afterwards."""
     config = run.config
@@ -227,12 +206,21 @@ def evaluate_now(run: Run, state: TrainState, logger: RunLogger) -> None:
             batch_size=config.eval_batch_size or config.global_batch_size,
             act_eval=config.act_eval,
             save_outputs=config.eval_save_outputs,
-            save_dir=config.run_dir / "eval" / f"step_{state.step}",
+            save_dir=_eval_dir(run, state.step),
         )
     if figures is not None:
         logger.log(state.step, {f"eval/{key}": value for key, value in figures.items()})
         headline = {key: value for key, value in figures.items() if key.endswith(HEADLINES)}
         logger.message(f"step {state.step}: " + ", ".join(f"{key} {value:.4g}" for key, value in headline.items()))
+
+
+def was_evaluated(run: Run, step: int) -> bool:
+    """Whether an evaluation of `step` was completed, perhaps before the run was interrupted."""
+    return (_eval_dir(run, step) / STEPS_FILE).exists()
+
+
+def _eval_dir(run: Run, step: int) -> Path:
+    return run.config.run_dir / "eval" / f"step_{step}"
 
 
 def save(run: Run, state: TrainState) -> None:

@@ -159,6 +159,11 @@ class FlatGradients:
         for flat in self.tensors:
             flat.zero_()
 
+    def norm(self) -> Tensor:
+        """Norm of all gradients together, 0-D fp32; 0 if there are none."""
+        norms = [torch.linalg.vector_norm(flat) for flat in self.tensors]
+        return torch.linalg.vector_norm(torch.stack(norms)) if norms else torch.zeros(())
+
     def all_reduce(self, dist: Distributed) -> None:
         """Sum the gradients over the ranks. RuntimeError if one no longer lives in its buffer."""
         for param, view in self._views:

@@ -19,9 +19,11 @@ from datasets.common import InputError
 from datasets.puzzle_dataset import PuzzleDataset
 from models.losses import ACTLossHead
 from training.distributed import Distributed
+from training.files import written_aside
 from training.rollout import UNIT, ActStatistics, Rows, in_units, rollout
 
 BATCH_KEYS = ("inputs", "labels", "puzzle_identifiers")
+STEPS_FILE = "act_steps.json"  # accuracy by ACT step, halting, calibration
 
 
 class Evaluator(Protocol):
@@ -77,17 +79,22 @@ def evaluate(
                 saved.append({key: finished[key] for key in ("row_index", "steps", *save_outputs)})
     model.train(was_training)
 
-    figures = _gather_figures(totals, dist, save_dir)
+    merged = _merge(dist.gather_objects(totals))
+    figures = {f"{name}/{key}": value for name, total in merged.items() for key, value in total.figures().items()}
     for label, evaluator in evaluators:
         folder = save_dir / label if save_dir is not None and dist.is_main else None
-        result = evaluator.result(folder, gather=dist.gather_objects)
-        if figures is not None and result is not None:
-            figures |= {f"{label}/{key}" if label else key: value for key, value in result.items()}
-    if save_outputs and save_dir is not None:
+        for key, value in (evaluator.result(folder, gather=dist.gather_objects) or {}).items():
+            figures[f"{label}/{key}" if label else key] = value
+    if save_dir is not None:
         save_dir.mkdir(parents=True, exist_ok=True)
-        arrays = {key: np.concatenate([part[key] for part in saved]) for key in saved[0]} if saved else {}
-        np.savez(save_dir / f"outputs_rank{dist.rank}.npz", allow_pickle=False, **arrays)
-    return figures
+        if save_outputs:
+            arrays = {key: np.concatenate([part[key] for part in saved]) for key in saved[0]} if saved else {}
+            np.savez(save_dir / f"outputs_rank{dist.rank}.npz", allow_pickle=False, **arrays)
+        if dist.is_main:  # last, so that its presence says that the evaluation was completed
+            steps = {name: total.act.as_json() for name, total in merged.items()}
+            with written_aside(save_dir / STEPS_FILE) as aside:
+                aside.write_text(json.dumps(steps, indent=2), encoding="utf-8")
+    return figures if dist.is_main else None
 
 
 def check_batch_size(batch_size: int, world_size: int) -> None:
@@ -150,21 +157,15 @@ def _by_set(dataset: PuzzleDataset, batch_size: int, dist: Distributed) -> Itera
         yield current, rows()
 
 
-def _gather_figures(totals: dict[str, _SetTotals], dist: Distributed, save_dir: Path | None) -> dict[str, float] | None:
-    gathered = dist.gather_objects(totals)
-    if gathered is None:
-        return None
+def _merge(gathered: list[dict[str, _SetTotals]] | None) -> dict[str, _SetTotals]:
+    """The totals of all ranks by set; nothing on the ranks that were given nothing."""
     merged: dict[str, _SetTotals] = {}
-    for part in gathered:
+    for part in gathered or []:
         for name, total in part.items():
             if name in merged:
                 merged[name].merge(total)
             else:
                 merged[name] = total
-    if not any(total.act.rows for total in merged.values()):
+    if gathered is not None and not any(total.act.rows for total in merged.values()):
         print("warning: no row of the evaluation data has labels: its answers are not scored", file=sys.stderr)
-    if save_dir is not None:
-        save_dir.mkdir(parents=True, exist_ok=True)
-        steps = {name: total.act.as_json() for name, total in merged.items()}
-        (save_dir / "act_steps.json").write_text(json.dumps(steps, indent=2))
-    return {f"{name}/{key}": value for name, total in merged.items() for key, value in total.figures().items()}
+    return merged

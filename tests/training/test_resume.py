@@ -142,3 +142,24 @@ def test_a_loss_that_is_not_finite_stops_before_the_update(
     assert error.startswith("error: step 5:") and "not finite" in error
     assert differences(held["before"], held["state"].model.state_dict()) == []
     assert os.readlink(tmp_path / "run/checkpoints/latest") == "step_3"
+
+
+def test_an_evaluation_that_fails_loses_no_steps_and_is_made_up_for(
+    sudoku: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command = overrides(TRM, sudoku, tmp_path / "run", "max_steps=4")
+
+    def fail(*args: object, **kwargs: object) -> None:
+        raise RuntimeError("out of memory")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(pretrain, "evaluate", fail)
+        with pytest.raises(RuntimeError, match="out of memory"):
+            pretrain.main(command)
+    assert whole_state(tmp_path / "run", 4)
+    assert records(tmp_path / "run", "eval/all/accuracy") == {}
+    assert run_cli(pretrain.main, command) == 0
+    assert set(records(tmp_path / "run", "eval/all/accuracy")) == {4}
+    before = (tmp_path / "run/metrics.jsonl").read_text()
+    assert run_cli(pretrain.main, command) == 0
+    assert (tmp_path / "run/metrics.jsonl").read_text() == before

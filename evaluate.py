@@ -55,6 +55,8 @@ def report(figures: dict[str, float], config: EvaluateConfig, trained: Trained, 
         "weights": "EMA" if weights.averaged else "as saved",
         "data": [str(source.path) for source in dataset.sources],
         "data_hash": dataset.dataset_hash,
+        "tasks_or_puzzles": dataset.metadata.total_groups,
+        "dtype": trained.model.model.config.forward_dtype,
         "act_eval": config.act_eval,
         "act_steps": trained.model.model.config.halt_max_steps,
     }

@@ -26,7 +26,7 @@ from evaluators.common import Evaluator
 from training import distributed
 from training.build import build_model, compile_levels, load_weights, model_config
 from training.checkpoint import find_latest, load_checkpoint, resolve_checkpoint, save_checkpoint
-from training.cli import run_cli
+from training.cli import run_cli, warn
 from training.config import leaves, load_config, to_yaml, validate_config
 from training.config_errors import show
 from training.config_schema import PretrainConfig
@@ -89,9 +89,7 @@ def prepare(config: PretrainConfig, dist: Distributed) -> Run:
         theirs, ours = getattr(eval_set.metadata, key), getattr(train_set.metadata, key)
         if theirs != ours:
             raise InputError(f"data_paths_test has {key}={theirs} and data_paths {ours}: they must agree")
-    local = config.local_batch_size(dist.world_size)
-    micro = min(local, config.micro_batch_size or local)
-    check_batch_size(config.eval_batch_size or config.global_batch_size, dist.world_size)
+    check_batch_size(config.evaluation_rows(dist.world_size), dist.world_size)
     check_packages(wandb=config.logger.wandb, tensorboard=config.logger.tensorboard)
     return Run(
         config=config,
@@ -100,7 +98,7 @@ def prepare(config: PretrainConfig, dist: Distributed) -> Run:
         eval_set=eval_set,
         evaluators=build_evaluators([spec.model_dump() for spec in config.evaluators], eval_set.sources),
         schedule=make_schedule(config, train_set.rows_per_epoch),
-        model_config=model_config(config.arch, train_set.metadata, micro, dist.device),
+        model_config=model_config(config.arch, train_set.metadata, config.rows_at_once(dist.world_size), dist.device),
     )
 
 
@@ -116,12 +114,15 @@ def restore(run: Run, state: TrainState) -> None:
         raise InputError(f"{config.run_dir} has checkpoints: use resume=auto to continue, or another run_name")
     if path is not None:
         _check_same_run(run, read_manifest(path).meta, path)
-        groups = GROUPS + (("ema",) if config.ema else ())
+        groups = GROUPS + (("ema",) if state.ema is not None else ())
         state.restore(load_checkpoint(path, groups=groups, slots=state.slots))
     elif config.load_checkpoint is not None:
         weights = read_weights(config.load_checkpoint)
-        load_weights(state.model, weights.tensors, config.load_checkpoint)
+        same_puzzles = weights.meta is None or weights.meta["identifiers_hash"] == run.train_set.identifiers_hash
+        load_weights(state.model, weights.tensors, config.load_checkpoint, same_puzzles)
     dist.broadcast_module(state.model)
+    if path is None and state.ema is not None:
+        state.ema.reset()
 
 
 def train(run: Run, state: TrainState) -> None:
@@ -131,6 +132,8 @@ def train(run: Run, state: TrainState) -> None:
     with _logger(run, state.step) as logger, StopRequest() as stop:
         if dist.any_true(dist.is_main and state.step in schedule.evaluations and not was_evaluated(run, state.step)):
             evaluate_now(run, state, logger)
+        if state.step >= schedule.total_steps:
+            logger.message(f"step {state.step} of {schedule.total_steps}: nothing left to train; raise epochs for more")
         for batch in _batches(run, state):
             window.add(train_step(run, state, batch))
             stopping = dist.any_true(stop.requested)
@@ -144,7 +147,8 @@ def train(run: Run, state: TrainState) -> None:
             interval = config.checkpoint_interval
             due = interval is not None and state.step % interval == 0
             if due or (evaluating and config.checkpoint_every_eval) or last or stopping:
-                save(run, state)  # before the evaluation: whatever goes wrong there, the steps are not lost
+                # Before the evaluation: whatever goes wrong there, the steps are not lost.
+                save(run, state, needed=last or stopping)
             if evaluating:
                 evaluate_now(run, state, logger)
             window.resume_clock()
@@ -203,7 +207,7 @@ def evaluate_now(run: Run, state: TrainState, logger: RunLogger) -> None:
             run.eval_set,
             run.evaluators,
             dist=run.dist,
-            batch_size=config.eval_batch_size or config.global_batch_size,
+            batch_size=config.evaluation_rows(run.dist.world_size),
             act_eval=config.act_eval,
             save_outputs=config.eval_save_outputs,
             save_dir=_eval_dir(run, state.step),
@@ -223,8 +227,8 @@ def _eval_dir(run: Run, step: int) -> Path:
     return run.config.run_dir / "eval" / f"step_{step}"
 
 
-def save(run: Run, state: TrainState) -> None:
-    """Write the whole state of the run."""
+def save(run: Run, state: TrainState, needed: bool) -> None:
+    """Write the whole state of the run. A disk that refuses is an error where it is `needed`, else a warning."""
     meta = {
         "config": run.config.model_dump(mode="json"),
         "model_config": run.model_config,
@@ -232,7 +236,7 @@ def save(run: Run, state: TrainState) -> None:
         "identifiers_hash": run.train_set.identifiers_hash,
         "total_steps": run.schedule.total_steps,
     }
-    save_checkpoint(
+    saved = save_checkpoint(
         run.config.run_dir,
         state.step,
         replicated=state.replicated(),
@@ -241,6 +245,8 @@ def save(run: Run, state: TrainState) -> None:
         keep_last=run.config.keep_last,
         dist=run.dist,
     )
+    if saved is None and needed:
+        raise InputError(f"step {state.step} could not be saved in {run.config.run_dir}: make room and run again")
 
 
 def _check_same_run(run: Run, meta: dict[str, Any], path: Path) -> None:
@@ -254,6 +260,11 @@ def _check_same_run(run: Run, meta: dict[str, Any], path: Path) -> None:
                 f"{path} was trained with {key}={show(theirs.get(key))}, this run has {show(ours.get(key))}: "
                 "continue with the same value, or set another run_name to start anew"
             )
+    if meta["total_steps"] != run.schedule.total_steps and run.config.lr_min_ratio < 1:
+        warn(
+            f"{path} was to end at step {meta['total_steps']}, this run at {run.schedule.total_steps}: "
+            "the learning rate follows another cosine from here on"
+        )
     if meta["dataset_hash"] != run.train_set.dataset_hash:
         data = ", ".join(f"{key}={show(getattr(run.config, key))}" for key in ("data_paths", "max_train_puzzles"))
         raise InputError(

@@ -84,8 +84,8 @@ class PuzzleDataset:
 
     @property
     def rows_per_epoch(self) -> float:
-        """Mean number of rows of one pass in which every group gives one of its puzzles."""
-        return self.metadata.total_groups * self.metadata.mean_puzzle_examples
+        """Rows of a pass in which every group gives one puzzle; as published, a mean over puzzles, not over groups."""
+        return sum(m.groups.size * _kept_rows(m) / _kept_puzzles(m).size for m in self._members)
 
     @cached_property
     def identifiers_hash(self) -> str:

@@ -32,6 +32,9 @@ def build_evaluators(specs: Sequence[dict[str, Any]], sources: Sequence[Source])
     Raises `InputError` for an evaluator of another kind of puzzle.
     """
     chosen = [source for source in sources if source.metadata.num_puzzle_identifiers > 1] or list(sources[:1])
+    shapes = {(source.metadata.grid, source.metadata.box) for source in sources}
+    if specs and len(chosen) < len(sources) and len(shapes) > 1:
+        raise InputError("the data sets have grids of different shapes, which one evaluator cannot score together")
     labels = [source.path.name for source in chosen]
     labels = [f"{label}-{i}" if labels.count(label) > 1 else label for i, label in enumerate(labels)]
     evaluators = []

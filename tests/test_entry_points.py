@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -38,7 +39,7 @@ def test_every_architecture_trains_saves_and_evaluates(arch: str, folder: Path, 
     data = [f"data_paths=[{folder / 'sudoku'}]", f"checkpoint_path={tmp_path / 'run'}", "device=cpu", "max_steps=3"]
     assert run_cli(pretrain.main, ["experiment=smoke", f"arch={arch}", *data]) == 0
     assert run_cli(evaluate.main, [f"checkpoint={tmp_path / 'run'}", "device=cpu", "eval_batch_size=7"]) == 0
-    found = figures(tmp_path / "run/eval/step_3")
+    found = figures(tmp_path / "run/evaluations/step_3")
     assert found["all/exact_accuracy"] == found["Sudoku/exact"] and found["all/rows"] > 0
     assert found["all/accuracy"] == pytest.approx(records(tmp_path / "run", "eval/all/accuracy")[3], abs=1e-6)
 
@@ -92,6 +93,39 @@ def test_a_new_run_starts_from_given_weights_and_can_train_the_table_alone(folde
     table = "model/model.inner.puzzle_emb.weights"
     assert not torch.equal(after[table], before[table])
     assert not torch.equal(after["ema/model.inner.puzzle_emb.weights"], after[table])
+
+
+def test_averages_start_from_the_given_weights(folder: Path, tmp_path: Path) -> None:
+    """One step at a rate of next to nothing leaves them as they were, averaged or not."""
+    still = ["max_steps=1", "lr=1e-12", "puzzle_emb_lr=0", f"load_checkpoint={folder / 'run-arc'}", "ema_rate=0.999"]
+    assert run_cli(pretrain.main, overrides(TRM, folder / "arc", tmp_path / "run", *still)) == 0
+    before, after = whole_state(folder / "run-arc", 6), whole_state(tmp_path / "run", 1)
+    for name in [name for name in after if name.startswith("ema/")]:
+        torch.testing.assert_close(after[name], before[name], atol=1e-6, rtol=0, msg=name)
+
+
+def test_frozen_weights_need_no_averages(folder: Path, tmp_path: Path) -> None:
+    frozen = ["freeze_weights=true", f"load_checkpoint={folder / 'run-arc'}", "max_steps=2"]
+    for _ in range(2):  # and once more, which resumes
+        assert run_cli(pretrain.main, overrides(TRM, folder / "arc", tmp_path / "run", *frozen)) == 0
+
+
+def test_embeddings_of_other_puzzles_are_not_taken_over(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Another sample of tasks, cut to the same number of identifiers: the counts agree, the puzzles do not."""
+    identifiers = json.loads((folder / "arc/identifiers.json").read_text())
+    renamed = [identifiers[0], *(f"x{name}" for name in identifiers[1:])]
+    other = tmp_path / "other"
+    shutil.copytree(folder / "arc", other)
+    (other / "identifiers.json").write_text(json.dumps(renamed))
+    tasks = json.loads((other / "test_puzzles.json").read_text())
+    (other / "test_puzzles.json").write_text(json.dumps({f"x{name}": task for name, task in tasks.items()}))
+    start = ["max_steps=1", "puzzle_emb_lr=0", f"load_checkpoint={folder / 'run-arc'}"]
+    assert run_cli(pretrain.main, overrides(TRM, other, tmp_path / "run", *start)) == 0
+    assert "starts from the mean" in capsys.readouterr().err
+    table = whole_state(tmp_path / "run", 1)["model/model.inner.puzzle_emb.weights"]
+    assert table.std(0).max() < 1e-6
 
 
 def test_two_data_sets_in_one_run_do_not_collide(folder: Path, tmp_path: Path) -> None:

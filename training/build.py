@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from typing import Any
 
 import torch
@@ -13,6 +12,7 @@ from datasets.common import InputError, PuzzleDatasetMetadata
 from models import load_class
 from models.layers import ReasoningModule
 from models.losses import ACTLossHead
+from training.cli import warn
 from training.config_schema import ArchConfig
 
 
@@ -50,26 +50,23 @@ def compile_levels(model: ACTLossHead) -> None:
             module.compile(fullgraph=True, dynamic=False)
 
 
-def load_weights(model: ACTLossHead, weights: dict[str, Tensor], source: str) -> None:
+def load_weights(model: ACTLossHead, weights: dict[str, Tensor], source: str, same_puzzles: bool = True) -> None:
     """Copy weights in; raises `InputError` naming the first that is missing, unknown or of another shape.
 
-    A puzzle table for another number of identifiers cannot be carried over row by row: every row then starts as the
-    mean of the old ones, and a line on stderr says so.
+    A puzzle table for other puzzles (another number of identifiers, or not `same_puzzles`) cannot be carried over row
+    by row: every row then starts as the mean of the old ones, and a line on stderr says so.
     """
     state = model.state_dict()
     weights = dict(weights)
     table = next((name for name in state if name.endswith("puzzle_emb.weights")), None)
-    if (
-        table in weights
-        and weights[table].shape[1:] == state[table].shape[1:]
-        and len(weights[table]) != len(state[table])
-    ):
-        print(
-            f"warning: {source} has {len(weights[table])} puzzle identifiers and the data {len(state[table])}: "
-            "every puzzle starts from the mean of the old embeddings",
-            file=sys.stderr,
-        )
-        weights[table] = weights[table].float().mean(0, keepdim=True).expand_as(state[table])
+    if table is not None and table in weights and weights[table].shape[1:] == state[table].shape[1:]:
+        theirs, ours = len(weights[table]), len(state[table])
+        if theirs != ours or not same_puzzles:
+            warn(
+                f"{source} has embeddings of {theirs} puzzle identifiers that are not the data's {ours}: "
+                "every puzzle starts from the mean of the old embeddings"
+            )
+            weights[table] = weights[table].float().mean(0, keepdim=True).expand_as(state[table])
     for name, tensor in state.items():
         if name not in weights:
             raise InputError(

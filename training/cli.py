@@ -35,6 +35,12 @@ def run_cli(main: Callable[[list[str]], None], argv: list[str]) -> int:
     return 0
 
 
+def warn(text: str) -> None:
+    """A line on stderr, said by one process."""
+    if os.environ.get("RANK", "0") == "0":
+        print(f"warning: {text}", file=sys.stderr, flush=True)
+
+
 def _report(error: InputError) -> None:
     """Rank 0 says it. Another rank waits to be ended with rank 0, and speaks only if it failed alone."""
     rank = int(os.environ.get("RANK", "0"))

@@ -21,6 +21,7 @@ from pydantic import BaseModel, ValidationError
 
 from datasets.common import InputError
 from models import load_class
+from models.losses import ACTLossHead
 from training.config_errors import describe, nearest, show, valid_names
 from training.config_schema import ArchConfig, EvaluateConfig, PretrainConfig, Section
 
@@ -137,6 +138,8 @@ def _check_architecture(arch: ArchConfig, names: Sequence[str]) -> None:
             model_class = load_class(spec)
         except ValueError as error:
             raise InputError(f"{key}={spec}: {error}") from error
+    if not (isinstance(loss_class := load_class(arch.loss.name), type) and issubclass(loss_class, ACTLossHead)):
+        raise InputError(f"arch.loss.name={arch.loss.name}: not a loss head; use losses@ACTLossHead")
     config_class = getattr(model_class, "config_class", None)
     if config_class is None:
         raise InputError(f"arch.name={arch.name}: that class has no config_class, so it is no architecture")

@@ -142,7 +142,7 @@ class PretrainConfig(Section):
     min_eval_interval: int = Field(ge=0)
     """leave out this many of the first evaluations"""
     eval_batch_size: int | None = Field(ge=1)
-    """rows of an evaluation batch over all processes; null: global_batch_size"""
+    """rows of an evaluation batch over all processes; null: as many as train at once"""
     act_eval: ActEval
     """fixed: every row runs halt_max_steps, as published; early: rows stop when they halt"""
     eval_save_outputs: list[SavedOutput]
@@ -155,7 +155,7 @@ class PretrainConfig(Section):
     epochs: int = Field(ge=1)
     """passes over the puzzles, one augmentation of each a pass"""
     max_steps: int | None = Field(ge=1)
-    """stop after this many optimiser steps"""
+    """end the run, and its learning-rate schedule, after this many optimiser steps"""
 
     lr: float = Field(gt=0)
     """learning rate of the weights"""
@@ -187,7 +187,7 @@ class PretrainConfig(Section):
     seed: Seed
     """of everything drawn at random"""
     device: Device
-    """auto: CUDA, else CPU"""
+    """auto: CUDA, else Apple's GPU (in one process), else the CPU"""
     compile: bool | None
     """torch.compile; null: on CUDA"""
 
@@ -260,6 +260,15 @@ class PretrainConfig(Section):
             )
         return local
 
+    def rows_at_once(self, world_size: int) -> int:
+        """Rows of one forward pass of a process."""
+        local = self.local_batch_size(world_size)
+        return min(local, self.micro_batch_size or local)
+
+    def evaluation_rows(self, world_size: int) -> int:
+        """Rows of an evaluation batch over all processes: no more at once than in training, unless told otherwise."""
+        return self.eval_batch_size or self.rows_at_once(world_size) * world_size
+
     @property
     def run_label(self) -> str:
         """`run_name`, or a name that settings alike share, so that the same command goes on with its run."""
@@ -269,7 +278,7 @@ class PretrainConfig(Section):
         settings = self.model_dump(
             mode="json",
             exclude={"checkpoint_path", "resume", "project_name", "logger", "log_interval", "keep_last"}
-            | {"checkpoint_interval", "device", "compile"},
+            | {"checkpoint_interval", "device", "compile", "micro_batch_size", "eval_batch_size", "eval_save_outputs"},
         )
         digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:6]
         architecture = self.arch.name.partition("@")[0].rpartition(".")[2]
@@ -310,7 +319,7 @@ class EvaluateConfig(Section):
     seed: Seed | None
     """of the subset of puzzles"""
     device: Device
-    """auto: CUDA, else CPU"""
+    """auto: CUDA, else Apple's GPU (in one process), else the CPU"""
 
     @model_validator(mode="after")
     def _combinations(self) -> EvaluateConfig:

@@ -33,6 +33,10 @@ _SMALL_BYTES = 1 << 24
 _ALIGNMENT = 64
 
 
+# torch 2.13 gives it a new name and warns of the old one.
+_all_gather = getattr(torch_dist, "all_gather_single", torch_dist.all_gather_into_tensor)
+
+
 @dataclass(frozen=True)
 class Distributed:
     """This process among ``world_size``; it computes on ``device``. The default is one CPU process."""
@@ -104,7 +108,7 @@ class Distributed:
             return rows
         gathered = rows.new_empty((self.world_size * rows.shape[0], *rows.shape[1:]))
         # As bytes: Gloo does not know every dtype (bool, bfloat16), and nothing is added up.
-        torch_dist.all_gather_into_tensor(gathered.view(-1).view(torch.uint8), _flattened([rows]).view(torch.uint8))
+        _all_gather(gathered.view(-1).view(torch.uint8), _flattened([rows]).view(torch.uint8))
         return gathered
 
     def gather_objects(self, item: object) -> list[Any] | None:

@@ -18,6 +18,12 @@ class EMA:
         self.shadow = {name: weight.detach().clone() for name, weight in self.weights.items()}
 
     @torch.no_grad()
+    def reset(self) -> None:
+        """Start again from the weights as they are now."""
+        for name, average in self.shadow.items():
+            average.copy_(self.weights[name])
+
+    @torch.no_grad()
     def update(self) -> None:
         torch._foreach_lerp_(list(self.shadow.values()), [w.detach() for w in self.weights.values()], 1 - self.rate)
 

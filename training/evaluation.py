@@ -88,8 +88,7 @@ def evaluate(
     if save_dir is not None:
         save_dir.mkdir(parents=True, exist_ok=True)
         if save_outputs:
-            arrays = {key: np.concatenate([part[key] for part in saved]) for key in saved[0]} if saved else {}
-            np.savez(save_dir / f"outputs_rank{dist.rank}.npz", allow_pickle=False, **arrays)
+            _write_outputs(saved, save_dir, dist)
         if dist.is_main:  # last, so that its presence says that the evaluation was completed
             steps = {name: total.act.as_json() for name, total in merged.items()}
             with written_aside(save_dir / STEPS_FILE) as aside:
@@ -155,6 +154,16 @@ def _by_set(dataset: PuzzleDataset, batch_size: int, dist: Distributed) -> Itera
                 upcoming = next(batches, None)
 
         yield current, rows()
+
+
+def _write_outputs(saved: list[Rows], save_dir: Path, dist: Distributed) -> None:
+    """One file a rank, in place of those of an earlier evaluation (perhaps by more processes)."""
+    if dist.is_main:
+        for stale in save_dir.glob("outputs_rank*.npz"):
+            stale.unlink()
+    dist.barrier()
+    arrays = {key: np.concatenate([part[key] for part in saved]) for key in saved[0]} if saved else {}
+    np.savez(save_dir / f"outputs_rank{dist.rank}.npz", **arrays)  # type: ignore[arg-type]
 
 
 def _merge(gathered: list[dict[str, _SetTotals]] | None) -> dict[str, _SetTotals]:

@@ -156,13 +156,12 @@ def build_optimizers(config: PretrainConfig, model: nn.Module) -> list[Optimizer
     if config.optim.name == "adamw":
         return [torch.optim.AdamW([everything], **adam)]
     hidden = {key for key, p in params.items() if p.ndim == 2 and not any(part in key for part in NOT_FOR_MUON)}
+    # Decay is multiplied by the rate: scaled so that a step decays matrices as much as it does everything else.
+    assert config.optim.muon_lr is not None
+    decay = config.weight_decay * config.lr / config.optim.muon_lr
     matrices = {"params": [params[key] for key in params if key in hidden], "base_lr": config.optim.muon_lr}
     rest = {"params": [params[key] for key in params if key not in hidden], "base_lr": config.lr}
-    muon: dict[str, Any] = {
-        "lr": 0.0,
-        "momentum": config.optim.muon_momentum,
-        "weight_decay": config.weight_decay,
-    }
+    muon: dict[str, Any] = {"lr": 0.0, "momentum": config.optim.muon_momentum, "weight_decay": decay}
     return [torch.optim.Muon([matrices], **muon), torch.optim.AdamW([rest], **adam)]
 
 

@@ -29,11 +29,12 @@ _TRAIN_ACCURACIES = {
     "train/accuracy": ("train, cells", "#9dbbd8"),
     "train/exact_accuracy": ("train, whole puzzles", "#1f4e79"),
 }
-_EVAL_PATTERN = re.compile(r"eval/(?P<set>[^/]+)/(?P<figure>accuracy|exact_accuracy|exact|pass@2)")
+_EVAL_PATTERN = re.compile(r"eval/(?P<set>.+)/(?P<figure>accuracy|exact_accuracy|exact|shortest_path|pass@2)")
 _EVAL_NAMES = {
     "accuracy": "cells",
     "exact_accuracy": "whole puzzles",
     "exact": "exact",
+    "shortest_path": "a shortest path",
     "pass@2": "pass@2",
 }
 _EVAL_COLOURS = ("#f2b5a7", "#c8412b", "#7b2d8b", "#3b8132", "#8a6d3b", "#555555")

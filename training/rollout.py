@@ -174,9 +174,9 @@ def rollout(
     if not held.batch:
         return
     carry = model.initial_carry(held.batch)
-    wanted = {*keys, "preds", "logits", "q_halt_logits", "q_continue_logits"}
     while (held.row_index >= 0).any():
-        carry, _, _, outputs, _ = model(carry=carry, batch=held.batch, return_keys=wanted)
+        carry, outputs = model.model(carry=carry, batch=held.batch)
+        outputs["preds"] = outputs["logits"].argmax(-1)
         wants = model.model.wants_to_halt(outputs).cpu().numpy()
         step = carry.steps.cpu().numpy().astype(np.int64)
         active = held.row_index >= 0

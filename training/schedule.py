@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass
 
 from datasets.common import InputError
+from training.cli import warn
 from training.config_schema import PretrainConfig
 
 
@@ -30,10 +30,9 @@ def make_schedule(config: PretrainConfig, rows_per_epoch: float) -> Schedule:
             f"global_batch_size={config.global_batch_size}: raise epochs or lower global_batch_size"
         )
     if total < config.lr_warmup_steps:
-        print(
-            f"warning: the run has {total} steps, fewer than lr_warmup_steps={config.lr_warmup_steps}: "
-            "the learning rate never reaches lr",
-            file=sys.stderr,
+        warn(
+            f"the run has {total} steps, fewer than lr_warmup_steps={config.lr_warmup_steps}: "
+            "the learning rate never reaches lr"
         )
     evaluations = {total}
     if config.eval_interval is not None:

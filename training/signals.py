@@ -31,10 +31,18 @@ class StopRequest:
     the handlers that were there before."""
 
     def __init__(self) -> None:
-        self.requested = False
+        self._signalled = False
         self.signal_name: str | None = None
+        self._launcher = os.getppid()
         self._requested_at = 0.0
         self._previous: dict[signal.Signals, Any] = {}
+
+    @property
+    def requested(self) -> bool:
+        """Whether to stop: a signal came, or torchrun ended (of a signal it does not forward) and left this worker."""
+        if "RANK" in os.environ and os.getppid() != self._launcher and not self._signalled:
+            self._signalled, self.signal_name = True, "the end of torchrun"
+        return self._signalled
 
     def __enter__(self) -> StopRequest:
         for number in STOP_SIGNALS:
@@ -51,8 +59,8 @@ class StopRequest:
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
         now = time.monotonic()
-        if not self.requested:
-            self.requested, self.signal_name, self._requested_at = True, signal.Signals(number).name, now
+        if not self._signalled:
+            self._signalled, self.signal_name, self._requested_at = True, signal.Signals(number).name, now
             if os.environ.get("RANK", "0") == "0":
                 _tell(f"{self.signal_name}: stopping after this step; send it again to stop at once\n")
         elif now - self._requested_at > _ONE_REQUEST_SECONDS:

@@ -24,7 +24,7 @@ from training.ema import EMA
 from training.optim import SignSGD, build_optimizers
 
 GROUPS = ("model", "optim", "carry")
-EXPLORATION_STREAM = 1  # tells the draws for halting from those of the data
+EXPLORATION_STREAM = 100  # tells the draws for halting from those of the data, which count from 0
 
 
 @dataclass
@@ -107,8 +107,7 @@ def create_state(
     averaged = {name: p for name, p in model.named_parameters() if p.requires_grad}
     if config.ema_puzzle_emb and table is not None:
         averaged["model.inner.puzzle_emb.weights"] = table.weights
-    local = config.local_batch_size(dist.world_size)
-    micro = min(local, config.micro_batch_size or local)
+    local, micro = config.local_batch_size(dist.world_size), config.rows_at_once(dist.world_size)
     rows = torch.zeros(micro, metadata.seq_len, dtype=torch.int32, device=dist.device)
     blank = {"inputs": rows, "labels": rows, "puzzle_identifiers": rows[:, 0]}
     return TrainState(
@@ -123,7 +122,7 @@ def create_state(
             gather=dist.all_gather_rows,
         ),
         gradients=FlatGradients(model.parameters()),
-        ema=EMA(averaged, config.ema_rate) if config.ema else None,
+        ema=EMA(averaged, config.ema_rate) if config.ema and averaged else None,
         carries=[model.initial_carry(blank) for _ in range(local // micro)],
         slots=range(dist.rank * local, (dist.rank + 1) * local),
     )

@@ -30,11 +30,12 @@ class Trained:
 
     @property
     def output_dir(self) -> Path:
-        """Where figures go unless told otherwise: in the run's folder, or beside the file of weights."""
+        """Where figures go unless told otherwise: in the run's folder (training's own are in ``eval``), or beside
+        the file of weights."""
         path = self.weights.path
         if self.recorded is None:
             return path.with_name(f"{path.stem}-evaluation")
-        return path.parent.parent / "eval" / f"step_{self.weights.step}"
+        return path.parent.parent / "evaluations" / f"step_{self.weights.step}"
 
 
 def open_trained(config: EvaluateConfig, dist: Distributed) -> Trained:
@@ -69,14 +70,18 @@ def open_trained(config: EvaluateConfig, dist: Distributed) -> Trained:
 def _open_data(config: EvaluateConfig, recorded: PretrainConfig | None) -> PuzzleDataset:
     """The data named in `config`, else what the run was evaluated on."""
     seed = config.seed if config.seed is not None else recorded.seed if recorded else 0
-    most = config.max_eval_puzzles or (recorded.max_eval_puzzles if recorded else None)
     if config.data_paths is not None or recorded is None:
-        return PuzzleDataset(config.data_paths or [], "test", seed=seed, max_puzzles=most)
+        return PuzzleDataset(config.data_paths or [], "test", seed=seed, max_puzzles=config.max_eval_puzzles)
+    most = config.max_eval_puzzles or recorded.max_eval_puzzles
     train_set = PuzzleDataset(recorded.data_paths, "train", seed=recorded.seed, max_puzzles=recorded.max_train_puzzles)
     paths = recorded.data_paths_test or recorded.data_paths
     return PuzzleDataset(paths, "test", seed=seed, max_puzzles=most, subset_of=train_set)
 
 
 def _default_batch_size(recorded: PretrainConfig | None, dist: Distributed) -> int:
-    size = DEFAULT_BATCH_SIZE if recorded is None else recorded.eval_batch_size or recorded.global_batch_size
+    size = DEFAULT_BATCH_SIZE
+    if recorded is not None:
+        size = recorded.eval_batch_size or min(
+            recorded.global_batch_size, (recorded.micro_batch_size or DEFAULT_BATCH_SIZE) * dist.world_size
+        )
     return -(-size // dist.world_size) * dist.world_size

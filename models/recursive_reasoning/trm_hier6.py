@@ -8,6 +8,7 @@ Step i reads the sum of all six and writes only the i-th.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from pydantic import Field
 from torch import Tensor
@@ -19,6 +20,7 @@ from models.recursive_reasoning.trm import TinyRecursiveReasoningModel_ACTV1Conf
 
 
 class TinyRecursiveReasoningModel_Hier6Config(TinyRecursiveReasoningModel_ACTV1Config):
+    H_layers: Literal[0] = 0  # one network in both roles
     L_cycles: int = Field(6, gt=0, le=6)  # one latent for each; with fewer, the rest stay as they were reset
 
 

@@ -6,6 +6,7 @@ The "single z" of the TRM paper's Table 2: 71.9 % on Sudoku-Extreme against 87.4
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -14,6 +15,10 @@ from models.act import ACTModel
 from models.inner import RecursiveInner
 from models.layers import CosSin
 from models.recursive_reasoning.trm import TinyRecursiveReasoningModel_ACTV1Config
+
+
+class TinyRecursiveReasoningModel_SingleZConfig(TinyRecursiveReasoningModel_ACTV1Config):
+    H_layers: Literal[0] = 0  # one latent, one network
 
 
 @dataclass
@@ -26,7 +31,7 @@ class TinyRecursiveReasoningModel_ACTV1InnerCarry:
 class TinyRecursiveReasoningModel_ACTV1_Inner(RecursiveInner):
     carry_class = TinyRecursiveReasoningModel_ACTV1InnerCarry
 
-    def __init__(self, config: TinyRecursiveReasoningModel_ACTV1Config):
+    def __init__(self, config: TinyRecursiveReasoningModel_SingleZConfig):
         super().__init__(config)
         self.L_level = self.build_level(config.L_layers)
 
@@ -41,5 +46,5 @@ class TinyRecursiveReasoningModel_ACTV1_Inner(RecursiveInner):
 
 
 class TinyRecursiveReasoningModel_ACTV1(ACTModel):
-    config_class = TinyRecursiveReasoningModel_ACTV1Config
+    config_class = TinyRecursiveReasoningModel_SingleZConfig
     inner_class = TinyRecursiveReasoningModel_ACTV1_Inner

@@ -26,18 +26,17 @@ from evaluators.common import Evaluator
 from training import distributed
 from training.build import build_model, compile_levels, load_weights, model_config
 from training.checkpoint import find_latest, load_checkpoint, resolve_checkpoint, save_checkpoint
-from training.cli import run_cli, warn
-from training.config import leaves, load_config, to_yaml, validate_config
-from training.config_errors import show
+from training.cli import run_cli
+from training.config import load_config, to_yaml
 from training.config_schema import PretrainConfig
 from training.distributed import Distributed
 from training.evaluation import STEPS_FILE, check_batch_size, evaluate
 from training.guard import assert_finite
 from training.lock import RunLock
 from training.logging import RunLogger, check_packages
-from training.manifest import read_manifest
 from training.optim import set_learning_rates
 from training.plots import plot_curves
+from training.same_run import check_same_run
 from training.schedule import Schedule, make_schedule
 from training.signals import StopRequest
 from training.state import GROUPS, TrainState, create_state, exploration
@@ -113,7 +112,7 @@ def restore(run: Run, state: TrainState) -> None:
     elif any((config.run_dir / "checkpoints").glob("step_*")):
         raise InputError(f"{config.run_dir} has checkpoints: use resume=auto to continue, or another run_name")
     if path is not None:
-        _check_same_run(run, read_manifest(path).meta, path)
+        check_same_run(config, run.train_set.dataset_hash, run.schedule.total_steps, path)
         groups = GROUPS + (("ema",) if state.ema is not None else ())
         state.restore(load_checkpoint(path, groups=groups, slots=state.slots))
     elif config.load_checkpoint is not None:
@@ -247,30 +246,6 @@ def save(run: Run, state: TrainState, needed: bool) -> None:
     )
     if saved is None and needed:
         raise InputError(f"step {state.step} could not be saved in {run.config.run_dir}: make room and run again")
-
-
-def _check_same_run(run: Run, meta: dict[str, Any], path: Path) -> None:
-    """Refuse to continue a run under settings that would make it another one."""
-    keys = {"arch", "seed", "global_batch_size", "ema", "ema_puzzle_emb", "freeze_weights", "optim"}
-    recorded = validate_config(PretrainConfig, meta["config"])
-    theirs, ours = (dict(leaves(c.model_dump(mode="json", include=keys))) for c in (recorded, run.config))
-    for key in theirs | ours:
-        if ours.get(key) != theirs.get(key):
-            raise InputError(
-                f"{path} was trained with {key}={show(theirs.get(key))}, this run has {show(ours.get(key))}: "
-                "continue with the same value, or set another run_name to start anew"
-            )
-    if meta["total_steps"] != run.schedule.total_steps and run.config.lr_min_ratio < 1:
-        warn(
-            f"{path} was to end at step {meta['total_steps']}, this run at {run.schedule.total_steps}: "
-            "the learning rate follows another cosine from here on"
-        )
-    if meta["dataset_hash"] != run.train_set.dataset_hash:
-        data = ", ".join(f"{key}={show(getattr(run.config, key))}" for key in ("data_paths", "max_train_puzzles"))
-        raise InputError(
-            f"{path} was trained on other data than {data} gives now: continue with the same data, or set another "
-            "run_name to start anew"
-        )
 
 
 def _batches(run: Run, state: TrainState) -> Iterator[dict[str, Tensor]]:

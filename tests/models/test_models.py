@@ -205,6 +205,8 @@ def test_exploration_is_uniform_over_two_to_the_maximum_inclusive() -> None:
 
 def test_padding_rows_count_nowhere() -> None:
     model = build().train()
+    with torch.no_grad():  # all rows halt, so that all could count
+        model.model.inner.q_head.bias.fill_(9)
     batch = make_batch()
     batch["labels"][2:] = -100
     half = {key: value[:2] for key, value in batch.items()}
@@ -212,6 +214,7 @@ def test_padding_rows_count_nowhere() -> None:
     _, loss, metrics, _, _ = model(carry=model.initial_carry(batch), batch=batch, min_halt_steps=minimum)
     _, half_loss, half_metrics, _, _ = model(carry=model.initial_carry(half), batch=half, min_halt_steps=minimum[:2])
     assert loss.item() == pytest.approx(half_loss.item(), rel=1e-6)
+    assert metrics["count"] == 2
     for name in metrics:
         assert metrics[name].item() == pytest.approx(half_metrics[name].item(), rel=1e-5), name
 

@@ -11,6 +11,7 @@ neither wait for the GPU nor depend on which GPU is current.
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -25,6 +26,9 @@ from datasets.common import InputError
 
 # Longer than any step, checkpoint or vote count that ranks wait for; a hang ends the job after it.
 TIMEOUT = timedelta(minutes=30)
+
+# Long on a thread's scale, nothing on a run's.
+GLOO_RELEASE_SECONDS = 0.5
 
 # Below this, tensors share one message; above it, a copy costs more than a message of their own.
 _SMALL_BYTES = 1 << 24
@@ -58,6 +62,9 @@ class Distributed:
     ) -> None:
         if self.world_size > 1 and torch_dist.is_initialized():
             torch_dist.destroy_process_group()
+            # Gloo's thread frees the tensor of the last call a moment after the call returns, and needs the interpreter
+            # for it: if that is already shutting down, the process aborts.
+            time.sleep(GLOO_RELEASE_SECONDS)
 
     def send(self, tensor: Tensor) -> Tensor:
         """A tensor of the CPU on `device`; through pinned memory, or the host would wait for the GPU to be idle."""

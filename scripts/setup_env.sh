@@ -2,7 +2,7 @@
 # Makes .venv in the repository root and installs what constraints.txt pins into it; does nothing when that is done.
 #
 #   bash scripts/setup_env.sh          what training and evaluation need
-#   bash scripts/setup_env.sh dev      an extra of pyproject.toml on top
+#   bash scripts/setup_env.sh dev,hub  extras of pyproject.toml on top
 set -euo pipefail
 cd "$(dirname "$0")/.."
 

@@ -10,6 +10,7 @@ row for them is not used (TRM paper, section 2.4; HRM paper, "Adaptive computati
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -18,6 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 
 from models.sparse_embedding import CastedSparseEmbedding
+from models.trajectory import HCycle, check_recordable, make_trajectory
 
 
 class ACTConfig(BaseModel):
@@ -135,26 +137,40 @@ class ACTModel(nn.Module):
         )
 
     def forward(
-        self, carry: ACTCarry, batch: dict[str, Tensor], min_halt_steps: Tensor | None = None
-    ) -> tuple[ACTCarry, dict[str, Tensor]]:
+        self,
+        carry: ACTCarry,
+        batch: dict[str, Tensor],
+        min_halt_steps: Tensor | None = None,
+        store_diffusion_trajectory: bool | Collection[int] = False,
+    ) -> tuple[ACTCarry, dict[str, Any]]:
         """One deep-supervision step.
 
         `min_halt_steps` int32 [batch]: in training no row halts earlier; drawn from the global generator when absent
         (the trainer passes its own, a function of the seed, the step and the slot). In evaluation every row runs
         exactly `halt_max_steps`.
+
+        `store_diffusion_trajectory`: true, or the ACT steps of interest; ``outputs["trajectory"]`` is then a
+        `models.trajectory.Trajectory` of the whole batch, and its ``rows`` says which rows are at such a step.
+        ValueError for an architecture whose latents are not z_H and z_L.
         """
-        inner_carry = self.inner.reset_carry(carry.halted, carry.inner_carry)
+        all_h_cycles: list[HCycle] | None = None
+        if store_diffusion_trajectory is not False:
+            check_recordable(self)
+            all_h_cycles = []
+        initial = self.inner.reset_carry(carry.halted, carry.inner_carry)
         data = {
             key: torch.where(carry.halted.view(-1, *[1] * (held.ndim - 1)), batch[key], held)
             for key, held in carry.current_data.items()
         }
-        inner_carry, logits, (q_halt, q_continue) = self.inner(inner_carry, data)
-        outputs = {"logits": logits, "q_halt_logits": q_halt, "q_continue_logits": q_continue}
+        inner_carry, logits, (q_halt, q_continue) = self.inner(initial, data, all_h_cycles)
+        outputs: dict[str, Any] = {"logits": logits, "q_halt_logits": q_halt, "q_continue_logits": q_continue}
 
         with torch.no_grad():
             steps = torch.where(carry.halted, 0, carry.steps) + 1
             last = steps >= self.config.halt_max_steps
             halted = last
+            if all_h_cycles is not None:
+                outputs["trajectory"] = make_trajectory(initial, all_h_cycles, steps, store_diffusion_trajectory)
             if self.training and self.config.halt_max_steps > 1:
                 if min_halt_steps is None:
                     min_halt_steps = self.explore(torch.rand(2, len(steps), device=steps.device))

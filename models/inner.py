@@ -24,6 +24,7 @@ from models.layers import (
     trunc_normal_init_,
 )
 from models.sparse_embedding import CastedSparseEmbedding
+from models.trajectory import HCycle
 
 
 class RecursiveInner(nn.Module):
@@ -103,31 +104,52 @@ class RecursiveInner(nn.Module):
             x = 0.707106781 * (x + self.embed_pos.embedding_weight.to(x.dtype))
         return self.embed_scale * x
 
-    def forward(self, carry: Any, batch: dict[str, Tensor]) -> tuple[Any, Tensor, tuple[Tensor, Tensor]]:
-        """One deep-supervision step.
+    def forward(
+        self, carry: Any, batch: dict[str, Tensor], all_h_cycles: list[HCycle] | None = None
+    ) -> tuple[Any, Tensor, tuple[Tensor, Tensor]]:
+        """One deep-supervision step; its H-cycles are appended to `all_h_cycles` where that is given.
 
         Returns the detached latents, the logits [batch, seq_len, vocab_size] in the forward dtype and the halt and
         continue logits [batch] in fp32.
         """
         x = self.input_embeddings(batch["inputs"], batch["puzzle_identifiers"])
         cos_sin = None if self.rotary is None else self.rotary()
-        carry = self.recur(carry, x, cos_sin)
+        carry = self.recur(carry, x, cos_sin, all_h_cycles)
+        logits, halting = self.read_out(carry)
+        detached = self.carry_class(*(getattr(carry, name).detach() for name in self.latent_names()))
+        return detached, logits, halting
+
+    def read_out(self, carry: Any) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        """What the heads make of the latents: the logits [batch, seq_len, vocab_size] in the forward dtype, and the
+        halt and continue logits [batch] in fp32."""
         answer = self.answer(carry)
         logits = self.lm_head(answer)[:, self.config.puzzle_tokens :]
         # fp32 whatever the forward dtype: half-precision halt logits have been seen to drift into NaN.
         q_halt, q_continue = self.q_head(answer[:, 0].to(torch.float32)).unbind(-1)
-        detached = self.carry_class(*(getattr(carry, name).detach() for name in self.latent_names()))
-        return detached, logits, (q_halt, q_continue)
+        return logits, (q_halt, q_continue)
 
-    def recur(self, carry: Any, x: Tensor, cos_sin: CosSin | None) -> Any:
-        """All H-cycles, the last one with gradients."""
+    def recur(self, carry: Any, x: Tensor, cos_sin: CosSin | None, all_h_cycles: list[HCycle] | None = None) -> Any:
+        """All H-cycles, the last one with gradients; each is appended to `all_h_cycles` where that is given."""
+        embeddings = x.detach()
+
+        def cycle(carry: Any) -> Any:
+            if all_h_cycles is None:
+                return self.cycle(carry, x, cos_sin)
+            z_L_list: list[Tensor] = []
+            carry = self.cycle(carry, x, cos_sin, z_L_list)
+            all_h_cycles.append({"z_L_list": z_L_list, "z_H": carry.z_H.detach(), "input_embeddings": embeddings})
+            return carry
+
         with torch.no_grad():
             for _ in range(self.config.H_cycles - 1):
-                carry = self.cycle(carry, x, cos_sin)
-        return self.cycle(carry, x, cos_sin)
+                carry = cycle(carry)
+        return cycle(carry)
 
-    def cycle(self, carry: Any, x: Tensor, cos_sin: CosSin | None) -> Any:
-        """The latents after one H-cycle on the input embeddings `x`."""
+    def cycle(self, *args: Any, **kwargs: Any) -> Any:
+        """``cycle(carry, x, cos_sin)``: the latents after one H-cycle on the input embeddings `x`.
+
+        An architecture with z_H and z_L takes a fourth argument, to which it appends every new z_L, detached.
+        """
         raise TypeError(f"{type(self).__name__} does not define how its latents change in a cycle")
 
     def answer(self, carry: Any) -> Tensor:

@@ -71,7 +71,7 @@ class ACTLossHead(nn.Module):
 
     def forward(
         self, return_keys: Collection[str] = (), **model_kwargs: Any
-    ) -> tuple[Any, Tensor, dict[str, Tensor], dict[str, Tensor], Tensor]:
+    ) -> tuple[Any, Tensor, dict[str, Tensor], dict[str, Any], Tensor]:
         carry, outputs = self.model(**model_kwargs)
         logits, labels = outputs["logits"], carry.current_data["labels"]
 
@@ -102,7 +102,9 @@ class ACTLossHead(nn.Module):
             loss = loss + 0.5 * q_continue_loss
             metrics["q_continue_loss"] = q_continue_loss.detach()
 
-        preds = {key: outputs[key].detach() for key in return_keys if key in outputs}
+        found = {key: outputs[key] for key in return_keys if key in outputs}
+        # A trajectory is a record of tensors that are detached already.
+        preds = {key: value.detach() if isinstance(value, Tensor) else value for key, value in found.items()}
         return carry, loss, metrics, preds, carry.halted.all()
 
 

@@ -41,12 +41,19 @@ class HierarchicalReasoningModel_ACTV1_Inner(RecursiveInner):
         self.H_level = self.build_level(config.H_layers)
         self.L_level = self.build_level(config.L_layers)
 
-    def cycle(self, carry: HierarchicalReasoningModel_ACTV1InnerCarry, x: Tensor, cos_sin: CosSin | None):
+    def cycle(
+        self,
+        carry: HierarchicalReasoningModel_ACTV1InnerCarry,
+        x: Tensor,
+        cos_sin: CosSin | None,
+        z_L_list: list[Tensor] | None = None,
+    ):
         z_L = carry.z_L
-        with torch.no_grad():
-            for _ in range(self.config.L_cycles - 1):
+        for step in range(self.config.L_cycles):
+            with torch.set_grad_enabled(torch.is_grad_enabled() and step == self.config.L_cycles - 1):
                 z_L = self.L_level(z_L, carry.z_H + x, cos_sin)
-        z_L = self.L_level(z_L, carry.z_H + x, cos_sin)
+            if z_L_list is not None:
+                z_L_list.append(z_L.detach())
         return self.carry_class(self.H_level(carry.z_H, z_L, cos_sin), z_L)
 
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from models.act import ACTConfig, ACTModel
 from models.inner import RecursiveInner
 from models.layers import CosSin
+from models.trajectory import HCycle
 
 
 class Model_ACTV2Config(ACTConfig):
@@ -39,7 +40,13 @@ class Model_ACTV2_Inner(RecursiveInner):
         super().__init__(config)
         self.H_level = self.build_level(config.H_layers)
 
-    def recur(self, carry: Model_ACTV2InnerCarry, x: Tensor, cos_sin: CosSin | None) -> Model_ACTV2InnerCarry:
+    def recur(
+        self,
+        carry: Model_ACTV2InnerCarry,
+        x: Tensor,
+        cos_sin: CosSin | None,
+        all_h_cycles: list[HCycle] | None = None,  # never given: there are no H-cycles
+    ) -> Model_ACTV2InnerCarry:
         return Model_ACTV2InnerCarry(self.H_level(carry.z_H, x, cos_sin))
 
 

@@ -46,10 +46,18 @@ class TinyRecursiveReasoningModel_ACTV1_Inner(RecursiveInner):
         if config.H_layers > 0:
             self.H_level = self.build_level(config.H_layers)
 
-    def cycle(self, carry: TinyRecursiveReasoningModel_ACTV1InnerCarry, x: Tensor, cos_sin: CosSin | None):
+    def cycle(
+        self,
+        carry: TinyRecursiveReasoningModel_ACTV1InnerCarry,
+        x: Tensor,
+        cos_sin: CosSin | None,
+        z_L_list: list[Tensor] | None = None,
+    ):
         z_H, z_L = carry.z_H, carry.z_L
         for _ in range(self.config.L_cycles):
             z_L = self.L_level(z_L, z_H + x, cos_sin)
+            if z_L_list is not None:
+                z_L_list.append(z_L.detach())
         answer_level = self.H_level if self.config.H_layers > 0 else self.L_level
         return self.carry_class(answer_level(z_H, z_L, cos_sin), z_L)
 

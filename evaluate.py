@@ -3,6 +3,7 @@
 python evaluate.py checkpoint=runs/quickstart-sudoku
 torchrun --nproc-per-node 2 evaluate.py checkpoint=runs/arc1/checkpoints/step_518071 act_eval=early
 python evaluate.py checkpoint=step_518071.pt arch=trm arch.L_cycles=4 data=arc1
+python evaluate.py checkpoint=runs/diffusion_916-layer-sudoku-1a2b3c diffusion.puzzles=1000
 """
 
 from __future__ import annotations
@@ -14,11 +15,15 @@ from typing import Any
 
 from datasets.common import check_folder
 from evaluators import build_evaluators
+from evaluators.diffusion import DiffusionEvaluator
 from training import distributed
 from training.cli import run_cli
 from training.config import load_config
 from training.config_schema import EvaluateConfig
-from training.evaluation import evaluate
+from training.diffusion_evaluation import evaluate_head
+from training.diffusion_trained import check_no_head_keys, is_head, open_trained_head
+from training.distributed import Distributed
+from training.evaluation import check_batch_size, evaluate
 from training.files import written_aside
 from training.trained import Trained, open_trained
 
@@ -26,24 +31,57 @@ from training.trained import Trained, open_trained
 def main(argv: list[str]) -> None:
     config = load_config("cfg_evaluate", argv)
     with distributed.init(config.device) as dist:
-        trained = open_trained(config, dist)
-        specs = config.evaluators
-        if specs is None:
-            specs = trained.recorded.evaluators if trained.recorded is not None else []
-        output_dir = Path(config.output_dir) if config.output_dir is not None else trained.output_dir
-        check_folder(output_dir, f"output_dir={output_dir}")
-        figures = evaluate(
-            trained.model,
-            trained.dataset,
-            build_evaluators([spec.model_dump() for spec in specs], trained.dataset.sources),
-            dist=dist,
-            batch_size=trained.batch_size,
-            act_eval=config.act_eval,
-            save_outputs=config.eval_save_outputs,
-            save_dir=output_dir,
-        )
-        if figures is not None:
-            report(figures, config, trained, output_dir)
+        if is_head(config.checkpoint):
+            evaluate_diffusion(config, dist)
+        else:
+            check_no_head_keys(config)
+            evaluate_model(config, dist)
+
+
+def evaluate_model(config: EvaluateConfig, dist: Distributed) -> None:
+    """A model that solves puzzles."""
+    trained = open_trained(config, dist)
+    specs = config.evaluators
+    if specs is None:
+        specs = trained.recorded.evaluators if trained.recorded is not None else []
+    output_dir = Path(config.output_dir) if config.output_dir is not None else trained.output_dir
+    check_folder(output_dir, f"output_dir={output_dir}")
+    figures = evaluate(
+        trained.model,
+        trained.dataset,
+        build_evaluators([spec.model_dump() for spec in specs], trained.dataset.sources),
+        dist=dist,
+        batch_size=trained.batch_size,
+        act_eval=config.act_eval,
+        save_outputs=config.eval_save_outputs,
+        save_dir=output_dir,
+    )
+    if figures is not None:
+        report(figures, config, trained, output_dir)
+
+
+def evaluate_diffusion(config: EvaluateConfig, dist: Distributed) -> None:
+    """A diffusion head, against the teacher whose latents it learnt."""
+    if config.eval_batch_size is not None:
+        check_batch_size(config.eval_batch_size, dist.world_size)
+    trained = open_trained_head(config, dist)
+    check_folder(trained.output_dir, f"output_dir={trained.output_dir}")
+    specs = config.evaluators if config.evaluators is not None else trained.teacher.recorded.evaluators
+    # Votes are never pooled over evaluations here: those of the teacher would be counted for the students.
+    options = [spec.model_dump() | ({"pool_evaluations": False} if spec.name == "arc@ARC" else {}) for spec in specs]
+    figures = evaluate_head(
+        trained.opened.head,
+        trained.teacher,
+        dist,
+        trained.options,
+        DiffusionEvaluator(),
+        regression=trained.regression,
+        save_dir=trained.output_dir,
+        evaluators=build_evaluators(options, trained.teacher.test_set.sources),
+        protocol=trained.protocol,
+    )
+    if figures is not None:
+        write_metrics(trained.protocol, figures, trained.output_dir)
 
 
 def report(figures: dict[str, float], config: EvaluateConfig, trained: Trained, output_dir: Path) -> None:
@@ -60,6 +98,10 @@ def report(figures: dict[str, float], config: EvaluateConfig, trained: Trained, 
         "act_eval": config.act_eval,
         "act_steps": trained.model.model.config.halt_max_steps,
     }
+    write_metrics(protocol, figures, output_dir)
+
+
+def write_metrics(protocol: dict[str, Any], figures: dict[str, float], output_dir: Path) -> None:
     with written_aside(output_dir / "metrics.json") as aside:
         aside.write_text(json.dumps({"protocol": protocol, "figures": figures}, indent=2), encoding="utf-8")
     for key, value in (protocol | figures).items():

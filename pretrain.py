@@ -32,7 +32,7 @@ from training.config_schema import PretrainConfig
 from training.distributed import Distributed
 from training.evaluation import STEPS_FILE, check_batch_size, evaluate
 from training.guard import assert_finite
-from training.lock import RunLock
+from training.lock import exclusive
 from training.logging import RunLogger, check_packages
 from training.optim import set_learning_rates
 from training.plots import plot_curves
@@ -70,7 +70,7 @@ def main(argv: list[str]) -> None:
         restore(run, state)
         if config.compile if config.compile is not None else dist.device.type == "cuda":
             compile_levels(model)
-        with _exclusive(config.run_dir, dist):
+        with exclusive(config.run_dir, dist):
             train(run, state)
 
 
@@ -274,11 +274,6 @@ def _logger(run: Run, step: int) -> RunLogger:
         config=config.model_dump(mode="json"),
         is_main=run.dist.is_main,
     )
-
-
-def _exclusive(run_dir: Path, dist: Distributed) -> contextlib.AbstractContextManager[Any]:
-    """One job a run directory; rank 0 holds it for all."""
-    return RunLock(run_dir) if dist.is_main else contextlib.nullcontext()
 
 
 if __name__ == "__main__":

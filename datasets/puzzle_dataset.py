@@ -97,8 +97,25 @@ class PuzzleDataset:
         """The rows ``slots`` of global batch ``step`` (from 0), whichever process asks for them."""
         if step < 0 or not 0 <= min(slots, default=0) <= max(slots, default=0) < global_batch_size:
             raise ValueError(f"step {step} and {slots} do not fit global_batch_size {global_batch_size}")
-        positions = step * global_batch_size + np.asarray(slots, np.int64)
-        return self._batch(*self._stream.rows(positions))
+        return self.train_rows(step * global_batch_size + np.asarray(slots, np.int64))
+
+    def train_rows(self, positions: np.ndarray) -> Batch:
+        """The rows at any positions of the endless training stream, int64 [n], each at least 0."""
+        order = np.argsort(positions, kind="stable")
+        puzzle, example = np.empty_like(positions), np.empty_like(positions)
+        puzzle[order], example[order] = self._stream.rows(positions[order])
+        return self._batch(puzzle, example)
+
+    def test_rows(self, rows: np.ndarray) -> Batch:
+        """The rows of the given indices, int64 [n] in [0, num_rows), as `test_batches` numbers them."""
+        ends = np.cumsum([_kept_rows(member) for member in self._members])
+        member_of_row = np.searchsorted(ends, rows, side="right")
+        puzzle, example = np.empty_like(rows), np.empty_like(rows)
+        for i, member in enumerate(self._members):
+            of_member = np.flatnonzero(member_of_row == i)
+            first_row = ends[i] - _kept_rows(member)
+            puzzle[of_member], example[of_member] = self._test_rows(i, rows[of_member] - first_row)
+        return self._batch(puzzle, example)
 
     def train_batches(
         self, start_step: int, stop_step: int, global_batch_size: int, slots: range, prefetch: int = 4

@@ -11,7 +11,11 @@ preconditioned denoiser ``D = c_skip x + c_out F(c_in x)`` then has c_in = alpha
 c_skip = alpha^2, so that c_skip x = alpha x_t; and c_out = sigma. Hence ``D = alpha x_t + sigma F``: **EDM's
 preconditioning is v-prediction** with F = -v, and its loss weight (s^2 + 1) / s^2 on D is weight 1 on v.
 
-    abar = alphas_cumprod("linear", 1000)
+A latent of many dimensions stays readable under noise that would hide a small image. So any table can be shifted:
+sigma / alpha is multiplied by a factor, of sqrt(dimensions / 4096) in Zheng et al. 2025 ("Diffusion Transformers with
+Representation Autoencoders"), which moves the timesteps to where there is something to learn.
+
+    abar = alphas_cumprod("linear", 1000, shift=3.5)
     check_terminal_snr(abar)
 """
 
@@ -29,7 +33,19 @@ SCHEDULES: tuple[str, ...] = get_args(Schedule)
 MAX_BETA = 0.999
 
 
-def alphas_cumprod(
+def alphas_cumprod(schedule: Schedule, steps: int, *, shift: float = 1.0, **settings: float) -> Tensor:
+    """The table abar_0 > ... > abar_{T-1}, fp64 [steps].
+
+    `shift` multiplies sigma / alpha at every step; `settings` are the keywords of `_unshifted`. Raises ValueError for
+    an unknown schedule or settings that give no decreasing table.
+    """
+    if not shift > 0:
+        raise ValueError(f"noise.shift={shift} must be above 0")
+    abar = _unshifted(schedule, steps, **settings)
+    return abar / (abar + shift**2 * (1 - abar))
+
+
+def _unshifted(
     schedule: Schedule,
     steps: int,
     *,
@@ -43,10 +59,7 @@ def alphas_cumprod(
     sigma_max: float = 80.0,
     rho: float = 7.0,
 ) -> Tensor:
-    """The table abar_0 > ... > abar_{T-1}, fp64 [steps]; each schedule reads its own settings and ignores the others.
-
-    Raises ValueError for an unknown schedule or settings that give no decreasing table.
-    """
+    """Each schedule reads its own settings and ignores the others."""
     if schedule not in SCHEDULES:
         raise ValueError(f"noise schedule {schedule!r} is not known; choose one of {', '.join(SCHEDULES)}")
     if steps < 1:

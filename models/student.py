@@ -43,7 +43,10 @@ class Sample(Protocol):
 def row_keys(inputs: Tensor) -> Tensor:
     """A number for every puzzle, int64 [B] in 0 .. 2^31 - 1, from its tokens [B, seq_len]."""
     places = torch.arange(1, inputs.shape[-1] + 1, device=inputs.device)
-    weights = (places * _HASH_STEP) & _HASH_MASK
+    # Scattered (the finaliser of MurmurHash3): weights in proportion to the place would give like puzzles like sums.
+    weights = (places * KEY_STRIDE) & _HASH_MASK
+    weights = ((weights ^ (weights >> 15)) * _HASH_STEP) & _HASH_MASK
+    weights = weights ^ (weights >> 13)
     return (inputs.to(torch.int64) * weights).sum(-1) & _HASH_MASK
 
 

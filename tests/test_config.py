@@ -15,8 +15,15 @@ from training import cli
 from training.config import CONFIG_DIR, compose_mapping, config_groups, load_config, to_yaml, validate_config
 from training.config_errors import nearest, valid_names
 from training.config_schema import EvaluateConfig, PretrainConfig
+from training.diffusion_schema import DiffusionTrainConfig
 
 CHOICES = [(group, choice) for group, choices in config_groups("cfg_pretrain").items() for choice in choices]
+HEAD_CHOICES = [
+    (group, choice)
+    for group, choices in config_groups("cfg_diffusion_train").items()
+    for choice in choices
+    if choice != "adam_atan2"  # for recursive models only
+]
 
 # As published for the original code, every override as written; a shell puts a name in place of ${run_name}.
 QUICK_TEST = 'arch=trm data_paths="[data/sudoku-extreme-1k-aug-1000]" epochs=100 eval_interval=100 evaluators="[]"'
@@ -36,6 +43,10 @@ def pretrain(command: str = "") -> PretrainConfig:
     return load_config("cfg_pretrain", shlex.split(command))
 
 
+def diffusion(command: str = "") -> DiffusionTrainConfig:
+    return load_config("cfg_diffusion_train", ["checkpoint=runs/teacher", *shlex.split(command)])
+
+
 # Files
 
 
@@ -43,6 +54,12 @@ def pretrain(command: str = "") -> PretrainConfig:
 def test_every_choice_composes_and_validates(group: str, choice: str) -> None:
     config = pretrain(f"{group}={choice}")
     assert config == validate_config(PretrainConfig, yaml.safe_load(to_yaml(config)))
+
+
+@pytest.mark.parametrize(("group", "choice"), HEAD_CHOICES)
+def test_every_choice_of_a_head_composes_and_validates(group: str, choice: str) -> None:
+    config = diffusion(f"{group}={choice}")
+    assert config == validate_config(DiffusionTrainConfig, yaml.safe_load(to_yaml(config)))
 
 
 @pytest.mark.parametrize("arch", config_groups("cfg_pretrain")["arch"])
@@ -53,9 +70,15 @@ def test_every_architecture_smokes(arch: str) -> None:
 
 
 def test_every_file_is_a_choice_or_an_entry_point() -> None:
-    choices = {CONFIG_DIR / group / f"{choice}.yaml" for group, choice in CHOICES}
-    entry_points = {CONFIG_DIR / "cfg_pretrain.yaml", CONFIG_DIR / "cfg_evaluate.yaml"}
+    choices = {CONFIG_DIR / group / f"{choice}.yaml" for group, choice in CHOICES + HEAD_CHOICES}
+    entry_points = {CONFIG_DIR / f"cfg_{name}.yaml" for name in ("pretrain", "evaluate", "diffusion_train")}
     assert set(CONFIG_DIR.rglob("*.yaml")) == choices | entry_points
+
+
+def test_experiments_belong_to_one_entry_point() -> None:
+    ours, theirs = (set(config_groups(name)["experiment"]) for name in ("cfg_diffusion_train", "cfg_pretrain"))
+    assert ours == {"diffusion_quickstart", "diffusion_smoke"} and "smoke" in theirs
+    assert not ours & theirs
 
 
 @pytest.mark.parametrize("choice", config_groups("cfg_pretrain")["data"])
@@ -71,11 +94,15 @@ def test_files_and_schemas_have_the_same_keys() -> None:
     assert set(compose_mapping("cfg_pretrain", [])) == set(PretrainConfig.model_fields)
     composed = compose_mapping("cfg_evaluate", ["checkpoint=runs/a"])
     assert set(composed) == set(EvaluateConfig.model_fields) - {"arch"}
+    composed = compose_mapping("cfg_diffusion_train", ["checkpoint=runs/a"])
+    assert set(composed) == set(DiffusionTrainConfig.model_fields)
+    for section in ("harvest", "sampler", "noise"):
+        assert set(composed[section]) == set(getattr(diffusion(), section).__class__.model_fields)
 
 
 def test_every_key_is_explained() -> None:
-    sections = {"arch", "arch.loss", "optim", "logger", "evaluators"}
-    for schema in (PretrainConfig, EvaluateConfig):
+    sections = {"arch", "arch.loss", "optim", "logger", "evaluators", "diffusion", "noise", "harvest", "sampler"}
+    for schema in (PretrainConfig, EvaluateConfig, DiffusionTrainConfig):
         undocumented = {key for key, field in schema.model_fields.items() if not field.description}
         assert undocumented <= sections
 
@@ -198,6 +225,68 @@ def test_local_batch_size_refuses_uneven_shares() -> None:
     assert pretrain("micro_batch_size=192").local_batch_size(8) == 96
     with pytest.raises(InputError, match="micro_batch_size=192 does not divide the 256 rows"):
         pretrain("micro_batch_size=192").local_batch_size(3)
+
+
+def test_defaults_of_heads() -> None:
+    """Beside each its source, or the reason in the file itself."""
+    config = diffusion()
+    assert config.diffusion.hyperparameters == {
+        "num_layers": 2,  # those of TRM's level
+        "num_heads": None,
+        "expansion": None,
+        "norm": "post",
+        "token_mixing": "auto",
+        "conditioning": "own",
+        "prediction": "x0",
+        "sphere": True,
+        "forward_dtype": "auto",
+        "checkpointing": False,
+    }
+    ddpm = {"schedule": "linear", "steps": 1000, "beta_start": 1e-4, "beta_end": 0.02, "shift": 1.0}
+    assert config.noise.model_dump() == ddpm | {"timesteps": "stratified"}
+    optimiser = {"lr": 3e-4, "beta1": 0.9, "beta2": 0.95, "weight_decay": 0.0, "ema_rate": 0.999}
+    assert {key: getattr(config, key) for key in optimiser} == optimiser
+    assert (config.global_batch_size, config.max_steps, config.harvest.replay) == (256, 5000, 4.0)
+    assert (config.harvest.act_step_weights, config.harvest.act_step_floor) == ("copy_error", 0.05)
+
+
+@pytest.mark.parametrize(
+    ("choice", "differs"),
+    [
+        ("d916_v", {"prediction": "v"}),
+        ("d916_eps", {"prediction": "eps"}),
+        ("d916_regression", {"prediction": "regression"}),
+        ("d916_x0", {}),
+    ],
+)
+def test_ablations_differ_in_what_they_are_named_for(choice: str, differs: dict[str, str]) -> None:
+    default, ours = diffusion().diffusion, diffusion(f"diffusion={choice}").diffusion
+    assert ours.hyperparameters == default.hyperparameters | differs
+    assert (ours.name, ours.rows, ours.loss) == (default.name, default.rows, default.loss)
+
+
+def test_ablations_of_whole_cycles() -> None:
+    default = diffusion("diffusion=diffusion_9160").diffusion
+    assert (default.hyperparameters["num_layers"], default.hyperparameters["attention"]) == (6, "alternating")
+    assert diffusion("diffusion=d9160_alternating").diffusion == default
+    full = diffusion("diffusion=d9160_full").diffusion
+    assert full.hyperparameters == default.hyperparameters | {"attention": "full"}
+    jump = diffusion("diffusion=d9160_jump").diffusion
+    assert (jump.rows, jump.hyperparameters) == ("jump", default.hyperparameters)
+    regression = diffusion("diffusion=d9160_jump_regression").diffusion
+    assert (regression.rows, regression.hyperparameters["prediction"]) == ("jump", "regression")
+    for seed in ("d916_seed_eps", "d9160_seed_eps"):
+        assert "prediction" not in diffusion(f"diffusion={seed}").diffusion.hyperparameters  # the head's own: eps
+
+
+def test_label_of_a_head_names_it_and_its_teacher() -> None:
+    label = diffusion().run_label
+    assert label.startswith("diffusion_916-layer-teacher-")
+    assert label == diffusion("log_interval=1 eval_interval=100 device=cpu sampler.steps=[2]").run_label
+    assert label != diffusion("harvest.replay=2").run_label
+    assert diffusion("checkpoint=runs/b/checkpoints/step_5 diffusion=d9160_jump").run_label.startswith(
+        "diffusion_9160-jump-b-"
+    )
 
 
 # Mistakes
@@ -366,6 +455,15 @@ def test_help_needs_no_checkpoint(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         load_config("cfg_evaluate", ["--help"])
     assert "checkpoint=???" in capsys.readouterr().out
+
+
+def test_help_of_heads(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        load_config("cfg_diffusion_train", ["diffusion=d9160_jump", "--help"])
+    text = capsys.readouterr().out
+    assert "usage: python diffusion_train.py" in text
+    assert "diffusion.rows=jump" in text and "noise=cosine|edm|linear|sigmoid" in text
+    assert "checkpoint=???" in text
 
 
 def test_cfg_prints_what_validates_again(capsys: pytest.CaptureFixture[str]) -> None:

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+import diffusion_train
 import evaluate
 import pretrain
 from scripts import draw_solve, draw_tasks, export_checkpoint
@@ -153,6 +154,31 @@ def test_pictures_of_a_solve_and_of_tasks(folder: Path, tmp_path: Path) -> None:
     )
     assert (tmp_path / "a.png").read_bytes()[:4] == b"\x89PNG" and len(list((tmp_path / "tasks").iterdir())) == 2
     assert run_cli(draw_solve.main, [str(folder / "run-sudoku"), str(tmp_path / "c.png"), "--row", "16"]) == 2
+
+
+@pytest.mark.parametrize(("head", "teacher"), [("diffusion_916", "sudoku"), ("d9160_jump", "arc")])
+def test_a_head_and_its_baseline_train_and_are_evaluated(
+    head: str, teacher: str, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    baseline = "d916_regression" if head == "diffusion_916" else "d9160_jump_regression"
+    common = ["experiment=diffusion_smoke", f"checkpoint={folder / f'run-{teacher}'}", "device=cpu", "max_steps=4"]
+    common += ["diffusion.num_layers=2", "harvest.ring_gib=0.002", "sampler.steps=[1,2]"]
+    first = [*common, f"diffusion={baseline}", f"checkpoint_path={tmp_path / 'baseline'}"]
+    assert run_cli(diffusion_train.main, first) == 0
+    second = [*common, f"diffusion={head}", f"checkpoint_path={tmp_path / 'head'}"]
+    assert run_cli(diffusion_train.main, [*second, f"regression_checkpoint={tmp_path / 'baseline'}"]) == 0
+    said = capsys.readouterr().err
+    for part in ("teacher ", "exact accuracy", "ring: ", "would take", "GFLOP", "parameters", "GiB"):
+        assert part in said, part
+    measured = json.loads((tmp_path / "head/metrics.jsonl").read_text().splitlines()[-1])
+    assert {"eval/diffusion/head_nfe_1/x0_error", "eval/diffusion/regression/x0_error"} <= set(measured)
+    assert (tmp_path / "head/curves.png").exists()
+
+    out = tmp_path / "out"
+    command = [f"checkpoint={tmp_path / 'head'}", f"output_dir={out}", "device=cpu", "diffusion.puzzles=8"]
+    assert run_cli(evaluate.main, command) == 0
+    report = json.loads((out / "diffusion.json").read_text())
+    assert report["protocol"]["rows"] == ("layer" if head == "diffusion_916" else "jump")
 
 
 def _keys(run_dir: Path) -> list[str]:

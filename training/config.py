@@ -21,16 +21,25 @@ from pydantic import BaseModel, ValidationError
 
 from datasets.common import InputError
 from models import load_class
+from models.diffusion_blocks import DiffusionHead
 from models.losses import ACTLossHead
 from training.config_errors import describe, nearest, show, valid_names
 from training.config_schema import ArchConfig, EvaluateConfig, PretrainConfig, Section
+from training.diffusion_schema import TEACHER_KEYS, DiffusionSection, DiffusionTrainConfig
 
 CONFIG_DIR = Path(__file__).resolve().parent.parent / "config"
 
-SCHEMAS: dict[str, type[Section]] = {"cfg_pretrain": PretrainConfig, "cfg_evaluate": EvaluateConfig}
+SCHEMAS: dict[str, type[Section]] = {
+    "cfg_pretrain": PretrainConfig,
+    "cfg_evaluate": EvaluateConfig,
+    "cfg_diffusion_train": DiffusionTrainConfig,
+}
 
 # Keys of every architecture that come from the data set's metadata and the batch, never from here.
 DATA_KEYS = ("batch_size", "seq_len", "vocab_size", "num_puzzle_identifiers")
+
+# How the experiments of `diffusion_train.py` begin; the others are those of `pretrain.py`.
+HEAD_EXPERIMENT = "diffusion_"
 
 ConfigT = TypeVar("ConfigT", bound=Section)
 
@@ -39,6 +48,8 @@ ConfigT = TypeVar("ConfigT", bound=Section)
 def load_config(config_name: Literal["cfg_pretrain"], overrides: Sequence[str]) -> PretrainConfig: ...
 @overload
 def load_config(config_name: Literal["cfg_evaluate"], overrides: Sequence[str]) -> EvaluateConfig: ...
+@overload
+def load_config(config_name: Literal["cfg_diffusion_train"], overrides: Sequence[str]) -> DiffusionTrainConfig: ...
 def load_config(config_name: str, overrides: Sequence[str]) -> Section:
     """The validated configuration of ``config/{config_name}.yaml`` under command-line `overrides`.
 
@@ -63,17 +74,19 @@ def load_config(config_name: str, overrides: Sequence[str]) -> Section:
 
 
 def validate_config(schema: type[ConfigT], data: Mapping[str, Any]) -> ConfigT:
-    """`data`, composed or recorded in a checkpoint, as a `schema`; the architecture checks its own keys."""
-    arch = data.get("arch")
-    names = valid_names(schema) + [f"arch.{key}" for key in _hyperparameter_names(arch)]
-    names += config_groups(_config_name(schema))
+    """`data`, composed or recorded in a checkpoint, as a `schema`; architecture and head check their own keys."""
+    names = [*valid_names(schema), *config_groups(_config_name(schema))]
+    for section, excluded in (("arch", DATA_KEYS), ("diffusion", TEACHER_KEYS)):
+        if section in schema.model_fields:
+            names += [f"{section}.{key}" for key in _own_keys(data.get(section)) if key not in excluded]
     try:
         config = schema.model_validate(data)
     except ValidationError as error:
         raise InputError(describe(error, names)) from error
-    checked = getattr(config, "arch", None)
-    if checked is not None:
-        _check_architecture(checked, names)
+    if isinstance(arch := getattr(config, "arch", None), ArchConfig):
+        _check_architecture(arch, names)
+    if isinstance(diffusion := getattr(config, "diffusion", None), DiffusionSection):
+        _check_head(diffusion, names)
     return config
 
 
@@ -102,7 +115,11 @@ def config_groups(config_name: str) -> dict[str, list[str]]:
     """The groups that ``{config_name}.yaml`` composes, each with its choices."""
     defaults = yaml.safe_load((CONFIG_DIR / f"{config_name}.yaml").read_text(encoding="utf-8"))["defaults"]
     groups = [next(iter(entry)) for entry in defaults if isinstance(entry, dict)]
-    return {group: sorted(path.stem for path in (CONFIG_DIR / group).glob("*.yaml")) for group in groups}
+    choices = {group: sorted(path.stem for path in (CONFIG_DIR / group).glob("*.yaml")) for group in groups}
+    if "experiment" in choices:
+        of_heads = config_name == "cfg_diffusion_train"
+        choices["experiment"] = [name for name in choices["experiment"] if name.startswith(HEAD_EXPERIMENT) == of_heads]
+    return choices
 
 
 def _normalise(text: str, groups: Mapping[str, list[str]]) -> str:
@@ -155,13 +172,44 @@ def _check_architecture(arch: ArchConfig, names: Sequence[str]) -> None:
         raise InputError(describe(error, names, prefix="arch.")) from error
 
 
-def _hyperparameter_names(arch: Any) -> list[str]:
-    """Keys of the architecture that `arch` names; none when it names none, which is reported elsewhere."""
+def _check_head(section: DiffusionSection, names: Sequence[str]) -> None:
     try:
-        fields = load_class(arch["name"]).config_class.model_fields
+        head_class = load_class(section.name)
+    except ValueError as error:
+        raise InputError(f"diffusion.name={section.name}: {error}") from error
+    if not (isinstance(head_class, type) and issubclass(head_class, DiffusionHead)):
+        raise InputError(f"diffusion.name={section.name}: that class is no diffusion head")
+    takes = ("h_cycle", "jump") if "target_kind" in head_class.config_class.model_fields else ("layer",)
+    if section.rows not in takes:
+        raise InputError(
+            f"diffusion.rows={section.rows} does not suit diffusion.name={section.name}: use {' or '.join(takes)}"
+        )
+    settings = section.hyperparameters
+    if "target_kind" in settings:
+        raise InputError(f"diffusion.target_kind={show(settings['target_kind'])}: diffusion.rows decides this, drop it")
+    for key in TEACHER_KEYS:
+        if key in settings:
+            raise InputError(f"diffusion.{key}={show(settings[key])}: the teacher decides this, drop the key")
+    # Stand-ins for what the teacher decides.
+    for key, value in {"num_heads": 1, "expansion": 4.0}.items():
+        if settings.get(key) is None:
+            settings[key] = value
+    if settings.get("forward_dtype") == "auto":
+        settings["forward_dtype"] = "float32"
+    heads = settings["num_heads"] if isinstance(settings["num_heads"], int) else 1
+    teacher = {"latent_size": 2 * max(1, heads), "length": 1, "target_blocks": 2, "mlp_t": False}
+    try:
+        head_class.config_class.model_validate(settings | teacher, strict=True)
+    except ValidationError as error:
+        raise InputError(describe(error, names, prefix="diffusion.")) from error
+
+
+def _own_keys(section: Any) -> list[str]:
+    """Keys of the class that a section names; none when it names none, which is reported elsewhere."""
+    try:
+        return list(load_class(section["name"]).config_class.model_fields)
     except (TypeError, KeyError, ValueError, AttributeError):
         return []
-    return [key for key in fields if key not in DATA_KEYS]
 
 
 def _config_name(schema: type[Section]) -> str:

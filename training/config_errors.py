@@ -98,12 +98,13 @@ def _describe_one(details: ErrorDetails, names: Sequence[str], prefix: str) -> s
 
 
 def _dotted(location: tuple[int | str, ...]) -> str:
-    """``("evaluators", 0, "arc@ARC", "pass_Ks")`` is ``evaluators[0].pass_Ks``: the option is no key."""
+    """``("evaluators", 0, "arc@ARC", "pass_Ks")`` is ``evaluators[0].pass_Ks``: the option is no key, and neither is
+    ``list[...]`` or ``literal[...]``, the alternative of a value that may be of several types."""
     text = ""
     for before, part in zip(("", *location), location, strict=False):
         if isinstance(part, int):
             text += f"[{part}]"
-        elif not (isinstance(before, int) and "@" in part):
+        elif not (isinstance(before, int) and "@" in part) and not part.endswith("]"):
             text += f".{part}" if text else part
     return text
 

@@ -291,11 +291,36 @@ class PretrainConfig(Section):
         return Path(self.checkpoint_path) if self.checkpoint_path is not None else Path("runs") / self.run_label
 
 
+class DiffusionEvalConfig(Section):
+    """For the checkpoint of a diffusion head. Null means: as the head's run says."""
+
+    teacher: Text | None = None
+    """the teacher's run or checkpoint, where it was moved"""
+    regression_checkpoint: Text | None = None
+    """a trained regression head to be compared with"""
+    sampler: Literal["ddpm", "ddim", "dpm_solver", "heun"] | None = None
+    """how samples are drawn"""
+    steps: list[Annotated[int, Field(ge=1)]] | None = Field(default=None, min_length=1)
+    """numbers of sampling steps, each a column of the report"""
+    puzzles: int = Field(default=256, ge=1)
+    """held-out rows that are measured"""
+    timesteps: int = Field(default=10, ge=2)
+    """noise levels at which errors are measured"""
+    seeds: int = Field(default=8, ge=2)
+    """noise seeds over which samples are compared"""
+    rollout: bool = True
+    """solve puzzles with the head in the place of the teacher's recursion"""
+    rollout_steps: list[Annotated[int, Field(ge=1)]] = Field(default=[1], min_length=1)
+    """numbers of sampling steps of those that solve puzzles"""
+    compile: bool | None = None
+    """torch.compile, which takes a minute or two; null: on CUDA"""
+
+
 class EvaluateConfig(Section):
     """Everything ``evaluate.py`` takes. Null means: as the checkpoint's own configuration says."""
 
     checkpoint: Text
-    """a run's folder, one of its checkpoints, or a file of weights of the original code"""
+    """a run's folder (of pretrain.py or diffusion_train.py), one of its checkpoints, or an original file of weights"""
     arch: ArchConfig | None = None
     """the architecture, for a file that holds nothing but weights"""
     use_ema: bool
@@ -320,6 +345,8 @@ class EvaluateConfig(Section):
     """of the subset of puzzles"""
     device: Device
     """auto: CUDA, else Apple's GPU (in one process), else the CPU"""
+    diffusion: DiffusionEvalConfig = DiffusionEvalConfig()
+    """only for a diffusion head"""
 
     @model_validator(mode="after")
     def _combinations(self) -> EvaluateConfig:

@@ -9,6 +9,11 @@ import torch
 from torch import Tensor
 
 
+def warmed_up_rate(rate: float, updates: int) -> float:
+    """``min(rate, (1 + n) / (10 + n))`` after n updates: a young average does not cling to the initial weights."""
+    return min(rate, (1 + updates) / (10 + updates))
+
+
 class EMA:
     """``shadow <- rate * shadow + (1 - rate) * weight`` over named fp32 tensors (TRM paper, section 4.6)."""
 
@@ -24,8 +29,10 @@ class EMA:
             average.copy_(self.weights[name])
 
     @torch.no_grad()
-    def update(self) -> None:
-        torch._foreach_lerp_(list(self.shadow.values()), [w.detach() for w in self.weights.values()], 1 - self.rate)
+    def update(self, rate: float | None = None) -> None:
+        """Take the weights in, at another rate than usual if one is given."""
+        weight = 1 - (self.rate if rate is None else rate)
+        torch._foreach_lerp_(list(self.shadow.values()), [w.detach() for w in self.weights.values()], weight)
 
     @contextmanager
     def applied(self) -> Iterator[None]:

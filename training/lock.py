@@ -8,13 +8,21 @@ The lock is the kernel's (`flock`), so it vanishes with its process however that
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import socket
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 from datasets.common import InputError
+from training.distributed import Distributed
+
+
+def exclusive(run_dir: str | Path, dist: Distributed) -> contextlib.AbstractContextManager[Any]:
+    """One job a run directory; rank 0 holds the lock for all."""
+    return RunLock(run_dir) if dist.is_main else contextlib.nullcontext()
 
 
 class RunLock:

@@ -10,17 +10,32 @@ from __future__ import annotations
 import importlib.util
 import math
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from models.sparse_embedding import CastedSparseEmbedding
-from training.config_schema import PretrainConfig
+from training.config_schema import OptimConfig
 
 # Muon orthogonalises the update of a matrix; these are matrices only in shape: look-up tables and read-outs.
-NOT_FOR_MUON = ("embed_tokens", "embed_pos", "lm_head", "q_head")
+NOT_FOR_MUON = ("embed_tokens", "embed_pos", "lm_head", "q_head", "modulation", "time.", "_embedding")
+
+
+class OptimizerSettings(Protocol):
+    """What is asked of a run's configuration here."""
+
+    @property
+    def optim(self) -> OptimConfig: ...
+    @property
+    def lr(self) -> float: ...
+    @property
+    def beta1(self) -> float: ...
+    @property
+    def beta2(self) -> float: ...
+    @property
+    def weight_decay(self) -> float: ...
 
 
 def learning_rate(step: int, *, base: float, warmup_steps: int, total_steps: int, min_ratio: float) -> float:
@@ -137,10 +152,11 @@ def packaged_adam_atan2() -> type[Optimizer] | None:
     return Packaged if torch.allclose(results[0], results[1], rtol=1e-5, atol=1e-6) else None
 
 
-def build_optimizers(config: PretrainConfig, model: nn.Module) -> list[Optimizer]:
+def build_optimizers(config: OptimizerSettings, model: nn.Module, fused: bool | None = None) -> list[Optimizer]:
     """The dense optimisers of ``config.optim``: one, or for muon two (AdamW takes all that is no hidden matrix).
 
     Every group has a `base_lr`, from which `set_learning_rates` makes its `lr`. None where all weights are frozen.
+    `fused` is AdamW's own switch.
     """
     params = {key: p for key, p in model.named_parameters() if p.requires_grad}
     if not params:
@@ -154,7 +170,7 @@ def build_optimizers(config: PretrainConfig, model: nn.Module) -> list[Optimizer
     if config.optim.name == "adam_atan2":
         return [(packaged_adam_atan2() or AdamATan2)([everything], **adam)]
     if config.optim.name == "adamw":
-        return [torch.optim.AdamW([everything], **adam)]
+        return [torch.optim.AdamW([everything], **adam, fused=fused)]
     hidden = {key for key, p in params.items() if p.ndim == 2 and not any(part in key for part in NOT_FOR_MUON)}
     # Decay is multiplied by the rate: scaled so that a step decays matrices as much as it does everything else.
     assert config.optim.muon_lr is not None
@@ -162,7 +178,7 @@ def build_optimizers(config: PretrainConfig, model: nn.Module) -> list[Optimizer
     matrices = {"params": [params[key] for key in params if key in hidden], "base_lr": config.optim.muon_lr}
     rest = {"params": [params[key] for key in params if key not in hidden], "base_lr": config.lr}
     muon: dict[str, Any] = {"lr": 0.0, "momentum": config.optim.muon_momentum, "weight_decay": decay}
-    return [torch.optim.Muon([matrices], **muon), torch.optim.AdamW([rest], **adam)]
+    return [torch.optim.Muon([matrices], **muon), torch.optim.AdamW([rest], **adam, fused=fused)]
 
 
 def set_learning_rates(

@@ -6,12 +6,13 @@ take it up. Random draws need no state: they are functions of (seed, step, slot)
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from datasets.common import PuzzleDatasetMetadata
@@ -51,7 +52,7 @@ class TrainState:
 
     def replicated(self) -> dict[str, dict[str, Tensor]]:
         """Tensors that are equal on every rank."""
-        groups = {"model": dict(self.model.state_dict()), "optim": self._optimizer_tensors()}
+        groups = {"model": dict(self.model.state_dict()), "optim": optimizer_tensors(self.dense, self.model)}
         return groups if self.ema is None else groups | {"ema": self.ema.shadow}
 
     def sharded(self) -> dict[str, tuple[range, dict[str, Tensor]]]:
@@ -63,7 +64,7 @@ class TrainState:
         """Continue from a checkpoint read with `groups` and this rank's slots."""
         self.step = checkpoint.step
         self.model.load_state_dict(checkpoint.groups["model"])
-        self._load_optimizer_tensors(checkpoint.groups["optim"])
+        load_optimizer_tensors(self.dense, self.model, checkpoint.groups["optim"])
         if self.ema is not None:
             self.ema.load(checkpoint.groups["ema"])
         tensors = checkpoint.shards["carry"]
@@ -73,29 +74,34 @@ class TrainState:
             _load_carry(carry, {name: value[offset : offset + rows] for name, value in tensors.items()})
             offset += rows
 
-    def _names(self) -> dict[int, str]:
-        return {id(parameter): name for name, parameter in self.model.named_parameters()}
 
-    def _optimizer_tensors(self) -> dict[str, Tensor]:
-        names = self._names()
-        return {
-            f"{index}.{names[id(parameter)]}.{key}": value
-            for index, optimizer in enumerate(self.dense)
-            for parameter, state in optimizer.state.items()
-            for key, value in state.items()
-        }
+def optimizer_tensors(optimizers: Sequence[Optimizer], model: nn.Module) -> dict[str, Tensor]:
+    """What the optimisers remember of each parameter, as ``{optimiser}.{parameter}.{key}``."""
+    names = _names(model)
+    return {
+        f"{index}.{names[id(parameter)]}.{key}": value
+        for index, optimizer in enumerate(optimizers)
+        for parameter, state in optimizer.state.items()
+        for key, value in state.items()
+    }
 
-    def _load_optimizer_tensors(self, tensors: dict[str, Tensor]) -> None:
-        names = self._names()
-        for index, optimizer in enumerate(self.dense):
-            saved = optimizer.state_dict()
-            ordered = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-            for position, parameter in enumerate(ordered):
-                prefix = f"{index}.{names[id(parameter)]}."
-                state = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
-                if state:
-                    saved["state"][position] = state
-            optimizer.load_state_dict(saved)
+
+def load_optimizer_tensors(optimizers: Sequence[Optimizer], model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Give the optimisers back what `optimizer_tensors` took from them."""
+    names = _names(model)
+    for index, optimizer in enumerate(optimizers):
+        saved = optimizer.state_dict()
+        ordered = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        for position, parameter in enumerate(ordered):
+            prefix = f"{index}.{names[id(parameter)]}."
+            state = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+            if state:
+                saved["state"][position] = state
+        optimizer.load_state_dict(saved)
+
+
+def _names(model: nn.Module) -> dict[int, str]:
+    return {id(parameter): name for name, parameter in model.named_parameters()}
 
 
 def create_state(

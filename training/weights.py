@@ -36,7 +36,13 @@ def read_weights(source: str, use_ema: bool = True) -> Weights:
     if not path.is_dir():
         raise InputError(f"checkpoint {source} does not exist: name a run's folder, a checkpoint or an original file")
     directory = resolve_checkpoint(path)
-    groups = {record.group for record in read_manifest(directory).files.values()}
+    manifest = read_manifest(directory)
+    if manifest.kind != "training":
+        raise InputError(
+            f"checkpoint {source} is of kind {manifest.kind!r}, not a teacher nor another model that solves puzzles: "
+            "name a run of pretrain.py"
+        )
+    groups = {record.group for record in manifest.files.values()}
     averaged = use_ema and "ema" in groups
     checkpoint = load_checkpoint(directory, groups=["model", "ema"] if averaged else ["model"])
     tensors = checkpoint.groups["model"] | (checkpoint.groups["ema"] if averaged else {})

@@ -8,9 +8,10 @@ from collections.abc import Sequence
 
 import pytest
 
+import diffusion_train
 import evaluate
 import pretrain
-from tests.bad_inputs.sandbox import TINY, Contents, Sandbox, run
+from tests.bad_inputs.sandbox import TINY, TINY_HEAD, Contents, Sandbox, run
 from training.config import load_config
 
 BUILDS = {
@@ -30,6 +31,8 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> tuple[Sandbox, Contents]:
             settings = f"data_paths=[{data}] checkpoint_path={run_dir} ema=true max_steps=8 logger.plots=false"
             code, stderr = run("pretrain", f"{TINY} {settings}")
             assert code == 0, stderr
+        code, stderr = run("diffusion_train", f"{TINY_HEAD} checkpoint=run checkpoint_path=head_run")
+        assert code == 0, stderr
     sandbox = Sandbox(root)
     return sandbox, sandbox.contents()
 
@@ -40,7 +43,13 @@ def sandbox(built: tuple[Sandbox, Contents], monkeypatch: pytest.MonkeyPatch) ->
     sandbox, contents = built
     sandbox.restore(contents)
     monkeypatch.chdir(sandbox.root)
-    for program, work in ((pretrain, "train_step"), (evaluate, "evaluate")):
+    works = (
+        (pretrain, "train_step"),
+        (evaluate, "evaluate"),
+        (evaluate, "evaluate_head"),
+        (diffusion_train, "announce"),
+    )
+    for program, work in works:
         monkeypatch.setattr(program, work, begun)
         monkeypatch.setattr(program, "load_config", lambda name, overrides: load_once(name, tuple(overrides)))
     return sandbox

@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+import diffusion_train
 import evaluate
 import pretrain
 from datasets import build_arc_dataset, build_maze_dataset, build_sudoku_dataset
@@ -30,8 +31,14 @@ TINY = (
     "arch.puzzle_emb_len=1 device=cpu global_batch_size=4 epochs=4 eval_interval=4 lr_warmup_steps=0 evaluators=[]"
 )
 
+TINY_HEAD = (
+    "diffusion.num_layers=1 global_batch_size=4 max_steps=4 eval_puzzles=2 sampler.steps=[1] harvest.ring_gib=0.001 "
+    "lr_warmup_steps=0 device=cpu logger.progress_bar=false logger.plots=false"
+)
+
 COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "pretrain": lambda argv: run_cli(pretrain.main, argv),
+    "diffusion_train": lambda argv: run_cli(diffusion_train.main, argv),
     "evaluate": lambda argv: run_cli(evaluate.main, argv),
     "export": lambda argv: run_cli(export_checkpoint.main, argv),
     "draw_solve": lambda argv: run_cli(draw_solve.main, argv),
@@ -50,7 +57,8 @@ _ERROR_LINE = re.compile(r"^(?:\S.*: )?error: (.*)$", re.MULTILINE)
 
 @dataclass(frozen=True)
 class Sandbox:
-    """Holds ``sudoku`` and ``arc`` (data sets) and ``run`` and ``arc_run`` (a run on each, at step 8 and 5).
+    """Holds ``sudoku`` and ``arc`` (data sets), ``run`` and ``arc_run`` (a run on each, at step 8 and 5), and
+    ``head_run`` (a diffusion head with ``run`` as its teacher, at step 4).
 
     It is the working directory, so that its contents have short names in commands and in messages.
     """

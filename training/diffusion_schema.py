@@ -1,0 +1,246 @@
+"""What ``diffusion_train.py`` may be told; the style and the strictness are those of `training.config_schema`.
+
+Usage: ``config = load_config("cfg_diffusion_train", ["diffusion=d9160_jump", "checkpoint=runs/sudoku"])``
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import ConfigDict, Field, model_validator
+
+from datasets.common import InputError
+from training.config_schema import Device, LoggerConfig, OptimConfig, Section, Seed, Text
+
+KIND = "diffusion"  # of a head's checkpoint, in its manifest
+Rows = Literal["layer", "h_cycle", "jump"]
+
+# What the teacher decides of a head; diffusion.* may not set it.
+TEACHER_KEYS = ("latent_size", "length", "target_blocks", "mlp_t", "pos_encodings")
+
+
+class HarvestConfig(Section):
+    """How latents get from the frozen teacher into batches; see ``diffusion_streaming.py``."""
+
+    replay: float = Field(default=4.0, gt=0)
+    """expected uses of every harvested training row; more costs the teacher less and the data variety"""
+    lanes_per_row: int = Field(default=1, ge=1)
+    """puzzles that the teacher works on for every row of the batch"""
+    ring_gib: float | None = Field(default=None, gt=0)
+    """memory of the ring of latents in a process; null: 16 on CUDA, 0.25 elsewhere"""
+    buffer_device: Literal["auto", "device", "host"] = "auto"
+    """where the ring lies; auto: on the device; host: in pinned memory of the host"""
+    act_step_weights: Literal["copy_error", "uniform"] | list[Annotated[float, Field(ge=0)]] = "copy_error"
+    """share of each ACT step in the rows; copy_error: by how far a latent moves in it, measured; a list: one a step"""
+    act_step_floor: float = Field(default=0.05, ge=0, le=1)
+    """smallest weight of an ACT step under copy_error, relative to the largest"""
+    perturbation: float = Field(default=0.0, ge=0)
+    """largest relative noise on the latents that a single update starts from; the teacher answers for them anew"""
+    jump_to: int | None = Field(default=None, ge=1)
+    """ACT step whose final latents a jump aims at, counted from 1; null: the teacher's last"""
+    jump_from: list[Annotated[int, Field(ge=0)]] = Field(default=[0], min_length=1)
+    """ACT steps after which a jump starts; 0: before the first"""
+
+    @model_validator(mode="after")
+    def _combinations(self) -> HarvestConfig:
+        if isinstance(self.act_step_weights, list) and not sum(self.act_step_weights) > 0:
+            raise ValueError(
+                f"harvest.act_step_weights={self.act_step_weights} gives no ACT step any weight: "
+                "make one positive, or harvest.act_step_weights=uniform"
+            )
+        if self.jump_to is not None and max(self.jump_from) >= self.jump_to:
+            raise ValueError(
+                f"harvest.jump_from={self.jump_from} does not lie before harvest.jump_to={self.jump_to}: "
+                "a jump goes forward, so lower the one or raise the other"
+            )
+        if len(set(self.jump_from)) < len(self.jump_from):
+            raise ValueError(f"harvest.jump_from={self.jump_from} names an ACT step twice: drop one")
+        return self
+
+
+class LossWeightConfig(Section):
+    weighting: Literal["uniform", "min_snr", "snr"] = "uniform"
+    """weight of the loss by noise level"""
+    min_snr_gamma: float = Field(default=5.0, gt=0)
+    """where min_snr cuts the signal-to-noise ratio"""
+
+
+class DiffusionSection(Section):
+    """`name`, `rows` and `loss`; the other keys are the head's and its own `config_class` checks them."""
+
+    model_config = ConfigDict(extra="allow")
+
+    name: Text
+    """the head, module@Class in models/"""
+    rows: Rows
+    """what it learns; layer: one update of one latent; h_cycle: all updates of an H-cycle; jump: a later ACT step"""
+    loss: LossWeightConfig = LossWeightConfig()
+
+    @property
+    def hyperparameters(self) -> dict[str, Any]:
+        """The head's keys, for ``config_class(**hyperparameters, **from_the_teacher)``."""
+        return self.model_dump(exclude={"name", "rows", "loss"})
+
+
+class NoiseSection(Section):
+    schedule: Literal["linear", "cosine", "sigmoid", "edm"]
+    """how noise grows over the timesteps"""
+    steps: int = Field(default=1000, ge=2)
+    """timesteps of the noise process"""
+    beta_start: float | None = Field(default=None, gt=0, lt=1)
+    """variance added at the first timestep of the linear schedule"""
+    beta_end: float | None = Field(default=None, gt=0, lt=1)
+    """variance added at the last timestep of the linear schedule"""
+    shift: float = Field(default=1.0, gt=0)
+    """factor on sigma / alpha at every timestep: above 1, more of them are nearly pure noise"""
+    timesteps: Literal["stratified", "lognormal"] = "stratified"
+    """how they are drawn in training; stratified: one in every B-th of them; lognormal: as in EDM"""
+
+    @model_validator(mode="after")
+    def _combinations(self) -> NoiseSection:
+        for key in ("beta_start", "beta_end"):
+            value = getattr(self, key)
+            if self.schedule == "linear" and value is None:
+                raise ValueError(f"noise.schedule=linear needs a value for noise.{key}; noise=linear brings one")
+            if self.schedule != "linear" and value is not None:
+                raise ValueError(
+                    f"noise.{key}={value} has no effect with noise.schedule={self.schedule}: drop it, or noise=linear"
+                )
+        if self.beta_start is not None and self.beta_end is not None and self.beta_start > self.beta_end:
+            raise ValueError(
+                f"noise.beta_start={self.beta_start} is above noise.beta_end={self.beta_end}: noise must grow"
+            )
+        return self
+
+    @property
+    def settings(self) -> dict[str, float]:
+        """The arguments of `diffusion.schedule.alphas_cumprod` beyond the schedule and its steps."""
+        found = {"beta_start": self.beta_start, "beta_end": self.beta_end, "shift": self.shift}
+        return {key: value for key, value in found.items() if value is not None}
+
+
+class SamplerConfig(Section):
+    name: Literal["ddpm", "ddim", "dpm_solver", "heun"] = "ddim"
+    """the sampler of evaluations"""
+    steps: list[Annotated[int, Field(ge=1)]] = Field(default=[1, 4], min_length=1)
+    """numbers of sampling steps that are evaluated"""
+
+
+class DiffusionTrainConfig(Section):
+    """Everything ``diffusion_train.py`` takes."""
+
+    checkpoint: Text
+    """the teacher: a run's folder or one of its checkpoints"""
+    data_paths: list[Text] | None = Field(min_length=1)
+    """folders of the data the teacher was trained on; null: where it found them"""
+
+    diffusion: DiffusionSection
+    noise: NoiseSection
+    harvest: HarvestConfig
+    sampler: SamplerConfig
+
+    global_batch_size: int = Field(ge=1)
+    """rows of an optimiser step over all processes"""
+    max_steps: int = Field(ge=1)
+    """optimiser steps of the run"""
+    lr: float = Field(gt=0)
+    """learning rate"""
+    lr_min_ratio: float = Field(ge=0, le=1)
+    """share of lr that a cosine ends at; 1: constant after the warm-up"""
+    lr_warmup_steps: int = Field(ge=0)
+    """steps of linear warm-up"""
+    beta1: float = Field(ge=0, lt=1)
+    """decay of AdamW's first moment"""
+    beta2: float = Field(ge=0, lt=1)
+    """decay of AdamW's second moment"""
+    weight_decay: float = Field(ge=0)
+    """decoupled decay of the weights"""
+    optim: OptimConfig
+    ema_rate: float = Field(ge=0, lt=1)
+    """decay a step of the averaged weights, which are what is evaluated; it warms up from 0.1"""
+
+    eval_interval: int | None = Field(ge=1)
+    """steps between evaluations; null: one at the end"""
+    eval_puzzles: int = Field(ge=1)
+    """held-out puzzles of an evaluation"""
+    regression_checkpoint: Text | None
+    """a trained regression head to be compared with in evaluations"""
+
+    seed: Seed
+    """of everything drawn at random"""
+    device: Device
+    """auto: CUDA, else Apple's GPU (in one process), else the CPU"""
+    compile: bool | None
+    """torch.compile; null: on CUDA"""
+
+    project_name: Text
+    """the project at Weights & Biases"""
+    run_name: Text | None
+    """null: made of the head, the teacher's run and a digest of the settings"""
+    checkpoint_path: Text | None
+    """the run's folder; null: runs/RUN_NAME"""
+    resume: Text | None
+    """auto: go on from the run's newest checkpoint, if any; a path: go on from that one; null: start anew"""
+    checkpoint_interval: int | None = Field(ge=1)
+    """save every so many steps as well as at evaluations and at the end"""
+    keep_last: int = Field(ge=1)
+    """checkpoints kept"""
+    log_interval: int = Field(ge=1)
+    """steps between records"""
+    logger: LoggerConfig
+
+    @model_validator(mode="after")
+    def _combinations(self) -> DiffusionTrainConfig:
+        if self.eval_interval is not None and self.eval_interval > self.max_steps:
+            raise ValueError(
+                f"eval_interval={self.eval_interval} is longer than max_steps={self.max_steps}: "
+                "lower it, or eval_interval=null for one evaluation at the end"
+            )
+        if self.optim.name == "adam_atan2":
+            raise ValueError(
+                "optim.name=adam_atan2 is for recursive models; heads train with optim=muon or optim=adamw"
+            )
+        if max(self.sampler.steps) > self.noise.steps:
+            raise ValueError(
+                f"sampler.steps={self.sampler.steps} has more than noise.steps={self.noise.steps}: "
+                "lower the one or raise the other"
+            )
+        if self.diffusion.hyperparameters.get("prediction") == "regression" and self.regression_checkpoint is not None:
+            raise ValueError(
+                f"regression_checkpoint={self.regression_checkpoint} is what others are compared with: "
+                "drop it for diffusion.prediction=regression"
+            )
+        return self
+
+    def local_batch_size(self, world_size: int) -> int:
+        """Rows of a step that each process takes; `InputError` where they cannot be shared out evenly."""
+        if self.global_batch_size % world_size:
+            raise InputError(
+                f"global_batch_size={self.global_batch_size} cannot be shared out over {world_size} processes"
+                f": use a multiple of {world_size}"
+            )
+        return self.global_batch_size // world_size
+
+    @property
+    def run_label(self) -> str:
+        """`run_name`, or a name that settings alike share, so that the same command goes on with its run."""
+        if self.run_name is not None:
+            return self.run_name
+        settings = self.model_dump(
+            mode="json",
+            exclude={"checkpoint_path", "resume", "project_name", "logger", "log_interval", "keep_last", "device"}
+            | {"checkpoint_interval", "compile", "eval_interval", "eval_puzzles", "sampler", "regression_checkpoint"},
+        )
+        digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:6]
+        teacher = Path(self.checkpoint)
+        # A checkpoint is RUN/checkpoints/step_N.
+        run = teacher.parent.parent if teacher.parent.name == "checkpoints" else teacher
+        return f"{self.diffusion.name.partition('@')[0]}-{self.diffusion.rows}-{run.name}-{digest}"
+
+    @property
+    def run_dir(self) -> Path:
+        """The folder of the run's configuration, records and checkpoints."""
+        return Path(self.checkpoint_path) if self.checkpoint_path is not None else Path("runs") / self.run_label

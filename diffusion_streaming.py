@@ -64,6 +64,10 @@ __all__ = [
 ]
 
 
+# Of single updates, where nothing is said: without it heads follow the teacher for some ACT steps, then lose it.
+PERTURBATION = 0.3
+
+
 @dataclass(frozen=True)
 class EntryPlan:
     """What a streamer makes of an entry.
@@ -315,7 +319,8 @@ class LayerUpdateStreamer(_ActStepStreamer):
 
     @cached_property
     def _perturbation(self) -> Perturbation:
-        return Perturbation(self.teacher, self.options.perturbation, self.seed, self.slots, self.dist.device)
+        size = PERTURBATION if self.options.perturbation is None else self.options.perturbation
+        return Perturbation(self.teacher, size, self.seed, self.slots, self.dist.device)
 
     def batch(self, step: int) -> LayerBatch:
         drawn = self._draw(step)
@@ -323,7 +328,7 @@ class LayerUpdateStreamer(_ActStepStreamer):
         position = drawn.row % self.layout.blocks
         types = (position == self.layout.L_cycles).to(torch.int64)
         x = torch.where(types.view(-1, 1, 1) == 0, x, 0)
-        if self.options.perturbation > 0:
+        if self._perturbation.size > 0:
             prev, other, target = self._perturbation(step, prev, other, x, types)
         return LayerBatch(prev, other, x, target, types, drawn.act_step, position, drawn.puzzle)
 

@@ -25,7 +25,15 @@ from training.checkpoint import find_latest, load_checkpoint, resolve_checkpoint
 from training.cli import run_cli
 from training.config import load_config, to_yaml
 from training.diffusion_evaluation import DiffusionEvalOptions, evaluate_head
-from training.diffusion_head import OpenedHead, build_head, check_sampling, head_config, measure_latents, open_baseline
+from training.diffusion_head import (
+    OpenedHead,
+    build_head,
+    check_sampling,
+    count_parameters,
+    head_config,
+    measure_latents,
+    open_baseline,
+)
 from training.diffusion_schema import KIND, DiffusionTrainConfig
 from training.diffusion_trainer import GROUPS, DiffusionTrainer916, DiffusionTrainer9160
 from training.distributed import Distributed
@@ -137,13 +145,16 @@ def announce(run: Run, trainer: Trainer, logger: RunLogger, accuracy: float) -> 
     logger.message(f"teacher's exact accuracy, measured again: {accuracy:.4f}")
     for line in streamer.describe():
         logger.message(line)
-    parameters = sum(parameter.numel() for parameter in trainer.head.parameters())
+    parameters = count_parameters(trainer.head)
     need = training_bytes(trainer.head, len(trainer.slots)) + streamer.ring_bytes
     step = head_flops(trainer.head)["training"] * config.global_batch_size
     # An entry of the ring is an ACT step, or, for jumps, all of them up to where the jump ends.
     act_steps = (config.harvest.jump_to or run.teacher.halt_max_steps) if config.diffusion.rows == "jump" else 1
     entries = config.global_batch_size / (config.harvest.replay * streamer.rows_per_entry)
-    taught = teacher_flops(run.teacher)["act_step"] * act_steps * entries
+    teaching = teacher_flops(run.teacher)
+    taught = teaching["act_step"] * act_steps * entries
+    if config.diffusion.rows == "layer" and config.harvest.perturbation != 0:  # null is not 0
+        taught += teaching["application"] * config.global_batch_size
     logger.message(
         f"{config.diffusion.name}: {parameters:,} parameters; a step of {config.global_batch_size} rows takes "
         f"{step / 1e9:,.4g} GFLOP and {taught / 1e9:,.4g} GFLOP of harvest; about {need / 2**30:.3g} GiB in a process"
@@ -158,7 +169,8 @@ def harvest(run: Run, trainer: Trainer) -> None:
         if streamer.checksum() != read_manifest(run.path).meta["harvest"]["checksum"]:
             raise InputError(
                 f"{run.path}: the latents harvested again for step {trainer.step} are not those of the run; continue "
-                "on the same kind of device, with the same number of processes and versions, or start a new run_name"
+                "on the same kind of device, with the same number of processes, versions and compile, or start a new "
+                "run_name"
             )
         return
     streamer.fill()
@@ -233,6 +245,15 @@ def evaluate_now(run: Run, trainer: Trainer, logger: RunLogger) -> None:
             DiffusionEvaluator(),
             regression=None if run.baseline is None else run.baseline.head,
             save_dir=_eval_dir(run, trainer.step),
+            protocol={
+                "head": config.diffusion.name,
+                "prediction": run.head.config.prediction,
+                "head_run": str(config.run_dir),
+                "head_step": trainer.step,
+                "head_weights": "EMA",
+                "head_parameters": count_parameters(run.head),
+                "regression_checkpoint": config.regression_checkpoint,
+            },
         )
     if figures is not None:
         logger.log(trainer.step, {f"eval/{key}": value for key, value in figures.items()})

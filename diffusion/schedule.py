@@ -97,7 +97,7 @@ def _clipped(curve: Tensor) -> Tensor:
 def terminal_snr(abar: Tensor) -> float:
     """Signal-to-noise ratio abar / (1 - abar) of the last step."""
     last = float(abar[-1])
-    return last / (1 - last)
+    return last / (1 - last) if last < 1 else math.inf  # a shift far below 1 leaves no noise that fp64 could tell
 
 
 def check_terminal_snr(abar: Tensor, limit: float = 1e-3) -> None:

@@ -171,11 +171,18 @@ class DiffusionEvaluator:
             self._add(f"x0_t|{method}|norm", place, target.float().square().sum((-2, -1)).double(), size)
 
     def add_baseline_levels(
-        self, cells: Tensor, target: Tensor, noise: Tensor, copied: Tensor, alpha: Tensor, sigma: Tensor
+        self,
+        cells: Tensor,
+        target: Tensor,
+        noise: Tensor,
+        copied: Tensor,
+        alpha: Tensor,
+        sigma: Tensor,
+        centred: bool = True,
     ) -> None:
-        """The errors of `baseline_eps_errors` at all timesteps."""
+        """The errors of `baseline_eps_errors` at all timesteps; no mean latent where 0 is not it: unless `centred`."""
         for method, errors in baseline_eps_errors(target, noise, copied, alpha, sigma).items():
-            for level, error in enumerate(errors):
+            for level, error in enumerate(errors if centred or method != "mean latent" else ()):
                 self.add_noise_level(method, level, cells, error, None, target)
 
     def squared_error(self, estimate: Tensor, target: Tensor) -> Tensor:

@@ -48,6 +48,9 @@ class TrajectoryConfig(HeadConfig):
 
 class Diffusion9160Config(ModulatedConfig, TrajectoryConfig):
     attention: Literal["alternating", "full"] = "alternating"
+    # What a noisy block holds at first: state, also a projection of x and of the latent that it is to replace; noise,
+    # nothing but itself, as in S0, so that the first layers are spent on fetching those.
+    start: Literal["state", "noise"] = "state"
 
     @model_validator(mode="after")
     def _check_mixing(self) -> Diffusion9160Config:
@@ -69,7 +72,7 @@ class Diffusion9160Config(ModulatedConfig, TrajectoryConfig):
 
 
 class Stem(nn.Module):
-    """noisy [B, n P, D] and the conditions [B, P, D] to h [B, 3 + n, P, D] in the forward dtype."""
+    """noisy [B, n P, D] of `types` [B, n] and the conditions [B, P, D] to h [B, 3 + n, P, D] in the forward dtype."""
 
     def __init__(self, config: Diffusion9160Config):
         super().__init__()
@@ -77,14 +80,21 @@ class Stem(nn.Module):
         size = config.latent_size
         self.noisy_proj = CastedLinear(size, size, bias=False)
         self.condition_proj = nn.ModuleList(CastedLinear(size, size, bias=False) for _ in range(CONDITION_BLOCKS))
+        if config.start == "state":
+            self.start_x_proj, self.start_latent_proj = (CastedLinear(size, size, bias=False) for _ in range(2))
         # As strong as the content: the noisy blocks differ in nothing else at high noise.
         roles = CONDITION_BLOCKS + config.target_blocks
         self.role_embedding = nn.Parameter(trunc_normal_init_(torch.empty(roles, size), std=1))
 
-    def forward(self, noisy: Tensor, conditions: tuple[Tensor, ...]) -> Tensor:
+    def forward(self, noisy: Tensor, conditions: tuple[Tensor, ...], types: Tensor) -> Tensor:
         blocks = noisy.unflatten(1, (self.config.target_blocks, -1)).to(self.config.dtype)
         projected = [proj(z).unsqueeze(1) for proj, z in zip(self.condition_proj, conditions, strict=True)]
-        h = torch.cat((*projected, self.noisy_proj(blocks)), dim=1)
+        noisy_blocks = self.noisy_proj(blocks)
+        if self.config.start == "state":
+            x, y_init, z_init = conditions
+            replaced = torch.where(types[:, :, None, None] == 1, y_init[:, None], z_init[:, None])
+            noisy_blocks = noisy_blocks + self.start_x_proj(x)[:, None] + self.start_latent_proj(replaced)
+        h = torch.cat((*projected, noisy_blocks), dim=1)
         return h + self.role_embedding[:, None, :].to(h.dtype)
 
 
@@ -132,6 +142,6 @@ class Diffusion9160(TrajectoryHead):
 
     def denoise(self, noisy: Tensor, t: Tensor, conditions: tuple[Tensor, ...], types: Tensor) -> Tensor:
         c = self.time(t)
-        h = self.stem(noisy, conditions)
+        h = self.stem(noisy, conditions, types)
         h = self.through_layers(h, c, None if self.rotary is None else self.rotary(), drop=CONDITION_BLOCKS)
         return self.output(h, c)

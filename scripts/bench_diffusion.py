@@ -42,7 +42,6 @@ from training.teacher import Teacher
 # Rows of a training step of each head; the cases that are measured.
 CASES = [
     ("diffusion_916", [], 192),
-    ("diffusion_916", ["diffusion.num_layers=6"], 96),
     ("d916_seed_eps", [], 96),
     ("diffusion_9160", [], 16),
     ("d9160_full", [], 8),

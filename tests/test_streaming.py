@@ -16,6 +16,7 @@ from torch import Tensor
 import pretrain
 from datasets.common import InputError
 from diffusion_streaming import (
+    PERTURBATION,
     HCycleStreamer,
     JumpStreamer,
     LayerUpdateStreamer,
@@ -90,7 +91,11 @@ def trm(trained: Teacher) -> Teacher:
 
 
 def make(kind: str, teacher: Teacher, dist: Distributed | None = None, seed: int = 3, **options: Any) -> Any:
-    choices: dict[str, Any] = {"replay": 0.5, "act_step_weights": [1.0, 0.8, 0.6, 0.4, 0.2]} | options
+    choices: dict[str, Any] = {
+        "replay": 0.5,
+        "act_step_weights": [1.0, 0.8, 0.6, 0.4, 0.2],
+        "perturbation": 0,
+    } | options
     choices.setdefault("ring_gib", ring_gib(kind, teacher, choices, entries=6, world=dist.world_size if dist else 1))
     return STREAMERS[kind](teacher, dist or Distributed(), HarvestConfig(**choices), global_batch_size=BATCH, seed=seed)
 
@@ -161,6 +166,24 @@ def test_every_layer_row_is_an_update_of_its_puzzle(teacher: Teacher) -> None:
             assert kind == 0 or not x[row].any()
             seen.add((kind, position))
     assert {position for _, position in seen} == set(range(teacher.L_cycles + 1))
+
+
+def test_updates_are_asked_for_from_beside_the_path(teacher: Teacher) -> None:
+    """By default; with 0 they are what the ring holds."""
+    streamers = [make("layer", teacher, perturbation=size) for size in (0, PERTURBATION, None)]
+    for streamer in streamers:
+        streamer.advance(2)
+    plain, moved, default = (streamer.batch(2) for streamer in streamers)
+    for one, other in zip(dataclasses.astuple(moved), dataclasses.astuple(default), strict=True):
+        assert torch.equal(one, other)
+    for row in range(BATCH):
+        made = level_output(teacher, int(moved.types[row]), moved.prev[row], moved.other[row], moved.x[row])
+        torch.testing.assert_close(made, moved.target[row], rtol=0, atol=2e-5)
+        for name in ("prev", "other", "target"):
+            assert not torch.equal(getattr(moved, name)[row], getattr(plain, name)[row])
+    for name in ("x", "types", "act_step", "position", "puzzle"):
+        assert torch.equal(getattr(moved, name), getattr(plain, name))
+    assert streamers[0].checksum() == streamers[1].checksum()
 
 
 def test_h_cycle_rows_are_whole_cycles(teacher: Teacher) -> None:
@@ -266,6 +289,25 @@ def test_bfloat16_on_a_gpu(trained: Teacher) -> None:
     check_half_precision(trained, "cuda")
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+@pytest.mark.parametrize("kind", STREAMERS)
+def test_no_harvest_waits_for_the_gpu(kind: str, trained: Teacher) -> None:
+    teacher = variant_of(trained, "trm", "bfloat16", "cuda")
+    size = 0.3 if kind == "layer" else None
+    streamer = make(kind, teacher, Distributed(device=torch.device("cuda")), perturbation=size)
+    streamer.fill()
+    streamer.batch(0)
+    productions = streamer.productions
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for step in range(1, 30):
+            streamer.advance(step)
+            streamer.batch(step)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert streamer.productions > productions
+
+
 def test_the_checksum_sees_one_changed_bit_and_an_exchange(trm: Teacher) -> None:
     streamer = make("layer", trm)
     streamer.fill()
@@ -350,14 +392,16 @@ def test_a_schedule_found_anew_is_the_one_that_ran() -> None:
 
 def test_weights_follow_how_far_latents_move(trm: Teacher) -> None:
     error = copy_error(trm, Distributed(), puzzles=6)
-    moved = np.zeros((2, MAX_STEPS))
+    sums = np.zeros((3, MAX_STEPS))
     layout = EntryLayout(trm.H_cycles, trm.L_cycles)
     for puzzle in range(6):
         entries = trajectory_of(trm, puzzle)
         for previous, _, _, target in layout.layer_rows:
             old, new = entries[:, previous], entries[:, target]
-            moved += torch.stack(((new - old).square().sum((1, 2)), old.square().sum((1, 2)))).numpy()
-    np.testing.assert_allclose(error, np.sqrt(moved[0] / moved[1]), rtol=1e-4)
+            earlier = torch.cat((old[:1], new[:-1]))  # nothing comes before the first ACT step
+            terms = (new - old, new - earlier, new)
+            sums += torch.stack([term.square().sum((1, 2)) for term in terms]).numpy()
+    np.testing.assert_allclose(error, np.sqrt(np.minimum(sums[0], sums[1]) / sums[2]), rtol=1e-4)
     assert error[0] > 2 * error[-1]  # the first step moves most
     streamer = make("layer", trm, act_step_weights="copy_error", act_step_floor=0.3)
     assert max(streamer.act_step_weights) == 1 and min(streamer.act_step_weights) >= 0.3
@@ -369,7 +413,43 @@ def test_a_harvested_row_is_used_replay_times(trm: Teacher) -> None:
     steps = 600
     produced = streamer.needed(steps) - streamer.needed(0)
     assert steps * BATCH == pytest.approx(3.0 * produced * BATCH * trm.H_cycles, rel=0.01)
-    assert streamer.needed(0) * BATCH == BATCH * streamer.depth
+    # Full of entries that are right: none of a puzzle that its lane was in the midst of at production 0.
+    assert streamer.needed(0) == MAX_STEPS + streamer.depth
+    jump = make("jump", trm, lanes_per_row=2)
+    assert jump.needed(0) == jump.depth // 2
+
+
+def test_a_recursion_that_goes_round_in_a_circle_has_nothing_new(trm: Teacher, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every ACT step but the first repeats the one before it, with large moves inside."""
+    layout = EntryLayout(trm.H_cycles, trm.L_cycles)
+    entries = [torch.randn(layout.tensors, 2, 3, 4, generator=torch.Generator().manual_seed(n)) for n in range(2)]
+    steps = [(1, list(entries[0])), *((step, list(entries[1])) for step in range(2, MAX_STEPS + 1))]
+    monkeypatch.setattr("training.harvest._act_steps", lambda *args: iter(steps))
+    monkeypatch.setattr("training.harvest.entry_tensors", lambda latents: latents)
+    error = copy_error(trm, Distributed(), puzzles=2)
+    assert (error[:2] > 1).all() and not error[2:].any()
+
+
+@pytest.mark.parametrize("lanes", [1, 4])
+def test_the_first_batches_have_the_act_steps_of_later_ones(lanes: int) -> None:
+    """Lanes do not go in step: at every production the ACT steps come as they survive."""
+    survival, _ = survival_of([1.0, 0.8, 0.6, 0.4, 0.2])
+    schedule = LaneSchedule(1, 4000 * lanes, range(4000 * lanes), survival)
+    for _ in range(3 * MAX_STEPS):
+        shares = np.bincount(schedule.state.act_step, minlength=MAX_STEPS + 1)[1:] / (4000 * lanes)
+        np.testing.assert_allclose(shares, survival / survival.sum(), atol=0.03)
+        schedule.advance()
+
+
+def test_the_first_ring_is_not_in_step(trm: Teacher) -> None:
+    """What it holds at step 0 is right, and each of its productions has several ACT steps."""
+    streamer = make("layer", trm, act_step_weights="uniform")
+    streamer.fill()
+    assert (np.ptp(streamer.ring.act_step, axis=0) > 0).any()
+    for stratum, entry in np.ndindex(streamer.ring.puzzle.shape):
+        puzzle, act_step = (int(labels[stratum, entry]) for labels in (streamer.ring.puzzle, streamer.ring.act_step))
+        expected = trajectory_of(trm, puzzle)[act_step - 1]
+        torch.testing.assert_close(streamer.ring._latents[stratum, entry], expected, rtol=0, atol=1e-4)
 
 
 def test_examples_have_the_shapes_of_the_first_description(trm: Teacher) -> None:

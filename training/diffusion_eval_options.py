@@ -62,7 +62,14 @@ class DiffusionEvaluator(Protocol):
         self, method: str, level: int, cells: Tensor, eps_error: Tensor, x0_error: Tensor | None, target: Tensor
     ) -> None: ...
     def add_baseline_levels(
-        self, cells: Tensor, target: Tensor, noise: Tensor, copied: Tensor, alpha: Tensor, sigma: Tensor
+        self,
+        cells: Tensor,
+        target: Tensor,
+        noise: Tensor,
+        copied: Tensor,
+        alpha: Tensor,
+        sigma: Tensor,
+        centred: bool = True,
     ) -> None: ...
     def add_decoded(self, method: str, cells: Tensor, decoded: Any, teacher: Any, labels: Tensor) -> None: ...
     def add_early(self, place: int, answers: Any, labels: Tensor) -> None: ...

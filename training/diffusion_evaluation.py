@@ -197,7 +197,12 @@ def _measure(evaluation: Evaluation, wants_film: bool) -> dict[str, Any] | None:
             _on_rows(evaluation, batch, options.seed_puzzles, _measure_spread)
         if film is None and wants_film and dist.is_main and not evaluation.head.regression:
             sampler = HeadSampler(
-                evaluation.head.head, options.rows, options.sampler, FILM_STEPS, device=dist.device, seed=options.seed
+                evaluation.head.head,
+                options.rows,
+                options.sampler,
+                min(FILM_STEPS, process.num_steps),
+                device=dist.device,
+                seed=options.seed,
             )
             sampler.fit(evaluation.batch_size, options.compile)
             film = record_film(teacher, layout, sampler, batch, FILM_PUZZLES)
@@ -231,10 +236,9 @@ def _measure_early(evaluation: Evaluation, batch: EvalBatch, early: Sequence[tup
 def _measure_latents(evaluation: Evaluation, rows: RowBatch, labels: Tensor) -> None:
     """x_0 from pure noise, and what is read out of it."""
     evaluator, teacher = evaluation.evaluator, evaluation.teacher
-    estimates: dict[str, Tensor] = {
-        "copy": rows.copied,
-        "mean latent": evaluation.head.mean_latent(rows.types).expand_as(rows.target),
-    }
+    estimates: dict[str, Tensor] = {"copy": rows.copied}
+    if evaluation.head.head.normalizes:  # else no mean was measured
+        estimates["mean latent"] = evaluation.head.mean_latent(rows.types).expand_as(rows.target)
     true = labels_of = None
     if len(rows.answers):
         true = read_answers(teacher, rows.target[rows.answers, rows.answer_block])
@@ -263,6 +267,7 @@ def _measure_levels(evaluation: Evaluation, rows: RowBatch, labels: Tensor) -> N
         head.normalize(rows.copied, rows.types),
         process.alpha[levels],
         process.sigma[levels],
+        centred=head.head.normalizes,
     )
     predict = head.predictor(rows.conditions, rows.types)
     errors = {}

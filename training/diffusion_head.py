@@ -57,12 +57,12 @@ def check_sampling() -> None:
 
 def build_process(noise: NoiseSection) -> NoiseProcess:
     """The noise process of ``noise.*``; `InputError` if it does not end in noise, which sampling starts from."""
-    table = alphas_cumprod(noise.schedule, noise.steps, **noise.settings)
     try:
+        table = alphas_cumprod(noise.schedule, noise.steps, **noise.settings)
         check_terminal_snr(table)
+        return NoiseProcess(table)
     except ValueError as error:
         raise InputError(f"noise.schedule={noise.schedule}: {error}") from error
-    return NoiseProcess(table)
 
 
 def head_config(section: DiffusionSection, teacher: Teacher) -> dict[str, Any]:
@@ -109,6 +109,11 @@ def build_head(
     return head.to(device)
 
 
+def count_parameters(head: DiffusionHead) -> int:
+    """Weights that are trained."""
+    return sum(parameter.numel() for parameter in head.parameters())
+
+
 def measure_latents(normalizer: LatentNormalizer, latents: Iterable[tuple[Tensor, Tensor]], dist: Distributed) -> None:
     """Give the normaliser mean and deviation of all ranks' latents: tensors [n, P, D] with their types int64 [n]."""
     types, channels = normalizer.mean.shape
@@ -128,7 +133,8 @@ def check_kind(path: Path) -> None:
 
 
 def open_head(checkpoint: str | Path, dist: Distributed) -> OpenedHead:
-    """The head of a run's folder or of one of its checkpoints, on the device; `InputError` if it is none."""
+    """The head of a run's folder or of one of its checkpoints, on the device; `InputError` if it is none, or one of
+    another version of the code."""
     if not Path(checkpoint).is_dir():
         raise InputError(f"checkpoint {checkpoint} does not exist: name the folder of a diffusion run, or a checkpoint")
     path = resolve_checkpoint(checkpoint)
@@ -139,7 +145,13 @@ def open_head(checkpoint: str | Path, dist: Distributed) -> OpenedHead:
     if dist.device.type != "cuda" and config.diffusion.hyperparameters.get("forward_dtype", "auto") == "auto":
         settings["forward_dtype"] = "float32"
     head = build_head(config.diffusion.name, settings, config.noise, dist.device)
-    head.load_state_dict(found.groups["model"] | found.groups["ema"])
+    try:
+        head.load_state_dict(found.groups["model"] | found.groups["ema"])
+    except RuntimeError as error:
+        raise InputError(
+            f"{path} has other tensors than its settings make: it was written by another version of the code, "
+            "train the head anew"
+        ) from error
     head.requires_grad_(False)
     return OpenedHead(head.eval(), config, found.meta, path, found.step)
 

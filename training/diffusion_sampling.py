@@ -16,6 +16,7 @@ from datasets.common import InputError
 from diffusion.process import ModelPrediction
 from diffusion.sampling import OnStep, Sampler, network_evaluations, sample
 from models.diffusion_blocks import DiffusionHead
+from models.layers import rms_norm
 from models.student import HeadRows
 from training.teacher import Teacher
 
@@ -36,7 +37,7 @@ def rows_at_once(rows: HeadRows, blocks: int, length: int, device: torch.device)
 
 
 class HeadSampler:
-    """Draws raw latents fp32 [b, n, P, D] from a head; a `models.student.Sample`.
+    """Draws raw latents fp32 [b, n, P, D], each token of RMS 1, from a head; a `models.student.Sample`.
 
     The noise of a row is a function of (`seed`, the row's key): neither batching nor the number of processes changes
     what is drawn (except by the ddpm sampler, whose noise between steps is drawn batch by batch). A regression head is
@@ -73,7 +74,9 @@ class HeadSampler:
             self.denormalize(self.draw(own, kinds, keys), self.block_types(own, kinds))
             for own, kinds, keys in self._pieces(conditions, types, key)
         ]
-        return parts[0] if len(parts) == 1 else torch.cat(parts)
+        latents = parts[0] if len(parts) == 1 else torch.cat(parts)
+        # Without `sphere`, x_0 from an eps of high noise is a hundred times too long, which would be all that shows.
+        return latents if self.head.config.sphere else rms_norm(latents, self.head.config.rms_norm_eps)
 
     def fit(self, batch: int, padded: bool) -> None:
         """Split batches of `batch` rows evenly over calls of the network; `padded`: all calls have that many rows,

@@ -37,8 +37,9 @@ class HarvestConfig(Section):
     """share of each ACT step in the rows; copy_error: by how far a latent moves in it, measured; a list: one a step"""
     act_step_floor: float = Field(default=0.05, ge=0, le=1)
     """smallest weight of an ACT step under copy_error, relative to the largest"""
-    perturbation: float = Field(default=0.0, ge=0)
-    """largest relative noise on the latents that a single update starts from; the teacher answers for them anew"""
+    perturbation: float | None = Field(default=None, ge=0)
+    """largest relative move of the latents that a single update starts from, with the teacher's answer for where they
+    then are; null: 0.3 for diffusion.rows=layer, which alone has it"""
     jump_to: int | None = Field(default=None, ge=1)
     """ACT step whose final latents a jump aims at, counted from 1; null: the teacher's last"""
     jump_from: list[Annotated[int, Field(ge=0)]] = Field(default=[0], min_length=1)
@@ -94,7 +95,7 @@ class NoiseSection(Section):
     """variance added at the first timestep of the linear schedule"""
     beta_end: float | None = Field(default=None, gt=0, lt=1)
     """variance added at the last timestep of the linear schedule"""
-    shift: float = Field(default=1.0, gt=0)
+    shift: float = Field(default=1.0, gt=0, le=1000)
     """factor on sigma / alpha at every timestep: above 1, more of them are nearly pure noise"""
     timesteps: Literal["stratified", "lognormal"] = "stratified"
     """how they are drawn in training; stratified: one in every B-th of them; lognormal: as in EDM"""
@@ -203,6 +204,7 @@ class DiffusionTrainConfig(Section):
             raise ValueError(
                 "optim.name=adam_atan2 is for recursive models; heads train with optim=muon or optim=adamw"
             )
+        self._check_rows()
         if max(self.sampler.steps) > self.noise.steps:
             raise ValueError(
                 f"sampler.steps={self.sampler.steps} has more than noise.steps={self.noise.steps}: "
@@ -214,6 +216,26 @@ class DiffusionTrainConfig(Section):
                 "drop it for diffusion.prediction=regression"
             )
         return self
+
+    def _check_rows(self) -> None:
+        """ValueError for a setting that has no effect on the rows that the head learns."""
+        harvest, rows, loss = self.harvest, self.diffusion.rows, self.diffusion.loss
+        regression = self.diffusion.hyperparameters.get("prediction") == "regression"
+        idle = {
+            "harvest.perturbation": bool(harvest.perturbation) and rows != "layer",
+            "harvest.jump_to": harvest.jump_to is not None and rows != "jump",
+            "harvest.jump_from": harvest.jump_from != [0] and rows != "jump",
+            "harvest.act_step_weights": harvest.act_step_weights != "copy_error" and rows == "jump",
+        }
+        for key, found in idle.items():
+            if found:
+                value = getattr(harvest, key.removeprefix("harvest."))
+                raise ValueError(f"{key}={value} has no effect with diffusion.rows={rows}: drop it")
+        if regression and loss.weighting != "uniform":
+            raise ValueError(
+                f"diffusion.loss.weighting={loss.weighting} weights noise levels, of which "
+                "diffusion.prediction=regression has none: drop it"
+            )
 
     def local_batch_size(self, world_size: int) -> int:
         """Rows of a step that each process takes; `InputError` where they cannot be shared out evenly."""

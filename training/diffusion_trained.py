@@ -11,7 +11,7 @@ from models.diffusion_blocks import DiffusionHead
 from training.checkpoint import resolve_checkpoint
 from training.config_schema import DiffusionEvalConfig, EvaluateConfig
 from training.diffusion_eval_options import DiffusionEvalOptions
-from training.diffusion_head import OpenedHead, open_baseline, open_head
+from training.diffusion_head import OpenedHead, count_parameters, open_baseline, open_head
 from training.diffusion_schema import KIND
 from training.distributed import Distributed
 from training.manifest import read_manifest
@@ -106,6 +106,8 @@ def open_trained_head(config: EvaluateConfig, dist: Distributed) -> TrainedHead:
             "head_checkpoint": str(opened.path),
             "head_step": opened.step,
             "head_weights": "EMA",
+            "head_parameters": count_parameters(opened.head),
             "regression_checkpoint": run.regression_checkpoint,
+            "regression_parameters": None if baseline is None else count_parameters(baseline.head),
         },
     )

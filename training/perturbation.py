@@ -38,9 +38,14 @@ class Perturbation:
         scale = self.size * 0.5 * (1 + torch.erf(self._distance(step, (1, 1)) / 2**0.5))
         noise = self._direction(step, (2, 1 + prev.shape[1], prev.shape[2]))
         noise = (noise[:, :, :1] + noise[:, :, 1:]) / 2**0.5
-        eps = self.teacher.config.rms_norm_eps
-        prev, other = (rms_norm(z.float() + scale * noise[:, i], eps).to(z.dtype) for i, z in enumerate((prev, other)))
+        prev, other = (self._moved(z, scale * noise[:, i]) for i, z in enumerate((prev, other)))
         return prev, other, self._update(prev, other + x, types)
+
+    def _moved(self, latent: Tensor, move: Tensor) -> Tensor:
+        """`latent` moved and brought back to the length that each of its tokens had, about 1 in the initial latents."""
+        length = latent.float().square().mean(-1, keepdim=True).sqrt()
+        moved = rms_norm(latent.float() + length * move, self.teacher.config.rms_norm_eps)
+        return (length * moved).to(latent.dtype)
 
     def _update(self, state: Tensor, injection: Tensor, types: Tensor) -> Tensor:
         """The teacher's updates, each row by the level of its type."""

@@ -49,8 +49,9 @@ HASHES = {
 class Teacher:
     """A trained model in evaluation mode without gradients, and the data it belongs to.
 
-    `identity`: SHA-256 of the tensors in use (``weights``), ``dataset_hash``, ``identifiers_hash``, and the settings of
-    the architecture (``arch``); JSON values, for a head's checkpoint.
+    `identity`: SHA-256 of the tensors in use, as the checkpoint has them on every device (``weights``),
+    ``dataset_hash``, ``identifiers_hash``, and the settings of the architecture (``arch``); JSON values, for a head's
+    checkpoint.
     """
 
     model: ACTLossHead
@@ -135,7 +136,8 @@ def open_teacher(
         raise InputError(f"checkpoint {checkpoint}: {error}") from error
     load_weights(model, weights.tensors, str(weights.path))
     identity = {
-        "weights": hash_of_tensors(model.state_dict()),
+        # As loaded: in the model, a GPU has the initial latents in bf16 and a CPU in fp32.
+        "weights": hash_of_tensors(weights.tensors),
         "dataset_hash": train_set.dataset_hash,
         "identifiers_hash": train_set.identifiers_hash,
         "arch": recorded.arch.model_dump(mode="json"),

@@ -110,3 +110,21 @@ def test_settings_that_give_no_schedule_are_refused() -> None:
         alphas_cumprod("edm", 10, sigma_min=90)
     with pytest.raises(ValueError, match="sigmoid_start=4"):
         alphas_cumprod("sigmoid", 10, sigmoid_start=4)
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.parametrize("shift", [0.5, 3.5])
+def test_a_shift_divides_the_signal_to_noise_ratio_by_its_square(schedule: Schedule, shift: float) -> None:
+    plain, shifted = (alphas_cumprod(schedule, 1000, shift=factor) for factor in (1.0, shift))
+    assert torch.equal(plain, alphas_cumprod(schedule, 1000))
+    ratio = (plain / (1 - plain)) / (shifted / (1 - shifted))
+    torch.testing.assert_close(ratio, torch.full_like(ratio, shift**2), rtol=1e-9, atol=0)
+    assert (shifted.diff() < 0).all()
+    assert terminal_snr(shifted) == pytest.approx(terminal_snr(plain) / shift**2)
+
+
+def test_a_shift_that_leaves_no_noise_is_refused() -> None:
+    with pytest.raises(ValueError, match="shift=0 must be above 0"):
+        alphas_cumprod("linear", 1000, shift=0)
+    with pytest.raises(ValueError, match="ends at SNR inf"):
+        check_terminal_snr(alphas_cumprod("edm", 1000, shift=1e-12))

@@ -20,10 +20,11 @@ from evaluators.diffusion import DiffusionEvaluator
 from models.student import row_keys
 from tests.training.runs import TRM, build_sudoku_4x4, overrides
 from training import diffusion_sampling
+from training.checkpoint import load_checkpoint
 from training.cli import EXIT_BAD_INPUT, run_cli
 from training.diffusion_eval_options import DiffusionEvalOptions
 from training.diffusion_evaluation import evaluate_head
-from training.diffusion_head import build_head, head_config
+from training.diffusion_head import build_head, head_config, open_head
 from training.diffusion_rollout import accuracy_by_flops
 from training.diffusion_rows import RowBatch, RowLayout, early_answers
 from training.diffusion_sampling import HeadSampler
@@ -241,6 +242,25 @@ def test_heads_of_many_latents(teacher: Teacher, rows: Any, tmp_path: Path) -> N
         assert tree["position_types"] == ["z_L", "z_L", "z_H"]
 
 
+def test_a_head_of_raw_latents_on_few_noise_levels(teacher: Teacher, tmp_path: Path) -> None:
+    """It has no mean latent to be compared with, and its sample is drawn in as many steps as there are levels."""
+    section = DiffusionSection(name="diffusion_seed@Seed916", rows="layer", num_heads=None, expansion=None)  # type: ignore[call-arg]
+    noise = NoiseSection(schedule="cosine", steps=6)
+    head = build_head(section.name, head_config(section, teacher), noise, CPU).eval().requires_grad_(False)
+    measure(teacher, head, "layer", tmp_path, rollout=False)
+    tree = json.loads((tmp_path / "diffusion.json").read_text())
+    assert set(tree["x0_error"]) == {"copy", "head, NFE 1", "head, NFE 2"}
+    assert set(tree["eps_mse"]["methods"]) == {"zero", "sigma * x_t", "copy", "head"}
+    assert (tmp_path / "denoising.png").exists()
+    # Neither normalised nor kept on the sphere, but its samples are of the length of latents, like all others.
+    sampler = HeadSampler(head, "layer", "ddim", 2, device=CPU)
+    layout = RowLayout.of("layer", layout_of(teacher), act_steps=(1,))
+    (rows,) = all_rows(teacher, layout)
+    sample = sampler(rows.conditions, rows.types, rows.key)
+    torch.testing.assert_close(sample.square().mean(-1), torch.ones(sample.shape[:-1]), rtol=0, atol=1e-3)
+    assert 1 < tree["x0_error"]["head, NFE 1"]["all"] < 2
+
+
 def test_flops_of_a_teacher_stopped_early(teacher: Teacher) -> None:
     cost = {"teacher": {"h_cycle": {"gflop": 10.0}, "act_step": {"gflop": 23.0}}, "head": {"a": {"gflop": 2.0}}}
     early = {"h_cycles": [1, 2, 3, 5], "exact_accuracy": [0.1, 0.2, 0.3, 0.4]}
@@ -271,6 +291,19 @@ def head_run(folder: Path) -> Path:
     return folder / "head"
 
 
+def test_a_head_of_another_version_of_the_code(head_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fewer(*args: Any, **options: Any) -> Any:
+        found = load_checkpoint(*args, **options)
+        for group in found.groups.values():
+            group.pop("stem.proj.weight", None)
+        return found
+
+    open_head(head_run, Distributed())
+    monkeypatch.setattr("training.diffusion_head.load_checkpoint", fewer)
+    with pytest.raises(InputError, match="has other tensors than its settings make"):
+        open_head(head_run, Distributed())
+
+
 def test_evaluate_takes_the_run_of_a_head(head_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     command = [f"checkpoint={head_run}", "device=cpu", "max_eval_puzzles=8", "diffusion.puzzles=4"]
     assert run_cli(evaluate.main, [*command, "diffusion.seeds=2", "diffusion.steps=[1]", "eval_batch_size=3"]) == 0
@@ -278,6 +311,7 @@ def test_evaluate_takes_the_run_of_a_head(head_run: Path, capsys: pytest.Capture
     metrics = json.loads((found / "metrics.json").read_text())
     tree = json.loads((found / "diffusion.json").read_text())
     assert metrics["protocol"]["head_step"] == 3 and metrics["protocol"]["prediction"] == "x0"
+    assert metrics["protocol"]["head_parameters"] > 0 and metrics["protocol"]["regression_parameters"] is None
     assert metrics["figures"]["diffusion/head_nfe_1/x0_error"] == tree["x0_error"]["head, NFE 1"]["all"]
     assert (found / "rollout-head-NFE_1/act_steps.json").exists()
     assert tree["rollout"]["TRM"]["figures"]["Sudoku/exact"] == tree["rollout"]["TRM"]["exact_accuracy"][-1]

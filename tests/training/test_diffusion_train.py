@@ -133,7 +133,13 @@ def test_heads_learn_on_teachers(teacher: str, head: str, folder: Path, tmp_path
     losses = list(records(tmp_path, "train/loss").values())
     assert len(losses) == 24
     assert sum(losses[-6:]) < 0.97 * sum(losses[:6])
-    assert json.loads((tmp_path / "eval/step_24/diffusion.json").read_text())["protocol"]["rows"]
+    protocol = json.loads((tmp_path / "eval/step_24/diffusion.json").read_text())["protocol"]
+    assert (
+        protocol["rows"]
+        and protocol["head_step"] == 24
+        and protocol["head_weights"] == "EMA"
+        and protocol["head_parameters"] > 0
+    )
 
 
 def test_statistics_are_those_of_the_ring_and_stay_with_the_head(folder: Path, tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ import pretrain
 from datasets.build_sudoku_dataset import main as build_sudoku
 from datasets.common import InputError
 from tests.training.runs import TRM, build_sudoku_4x4, overrides, records
+from training.build import model_config
 from training.checkpoint import load_checkpoint, save_checkpoint
 from training.cli import run_cli
 from training.distributed import Distributed
@@ -95,6 +96,22 @@ def test_the_weights_are_the_averages_and_the_settings_the_runs_own(run: Path, t
     assert raw.identity["weights"] != teacher.identity["weights"]
     assert open_teacher(str(run), Distributed()).identity == teacher.identity
     json.dumps(teacher.identity)
+
+
+def test_the_identity_does_not_depend_on_the_dtype_of_the_device(
+    run: Path, teacher: Teacher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A GPU runs in bf16 what a CPU runs in fp32, and has the initial latents in it."""
+
+    def on_a_gpu(*args: Any) -> dict[str, Any]:
+        return model_config(*args) | {"forward_dtype": "bfloat16"}
+
+    monkeypatch.setattr("training.teacher.model_config", on_a_gpu)
+    other = open_teacher(str(run), Distributed())
+    dtypes = [one.model.model.inner.H_init.dtype for one in (teacher, other)]
+    assert dtypes == [torch.float32, torch.bfloat16]
+    assert other.identity == teacher.identity
+    check_same_teacher(teacher.identity, other)
 
 
 def test_the_hash_depends_on_names_shapes_and_every_number() -> None:

@@ -18,7 +18,6 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -32,6 +31,7 @@ from training.diffusion_schema import HarvestConfig
 from training.distributed import Distributed
 from training.harvest import (
     EntryLayout,
+    EntryPlan,
     Ints,
     LaneSchedule,
     act_step_weights,
@@ -66,21 +66,6 @@ __all__ = [
 
 # Of single updates, where nothing is said: without it heads follow the teacher for some ACT steps, then lose it.
 PERTURBATION = 0.3
-
-
-@dataclass(frozen=True)
-class EntryPlan:
-    """What a streamer makes of an entry.
-
-    `tensors`: K, its latents; `rows` [rows of an entry, b]: the places of the b latents of each row; `targets`: the
-    types of the latents that are targets, by place; `warm_up`: productions ahead of the oldest entry of the ring from
-    which lanes must run for it to be right.
-    """
-
-    tensors: int
-    rows: Ints
-    targets: dict[int, int]
-    warm_up: int
 
 
 class Drawn(NamedTuple):
@@ -171,13 +156,18 @@ class _BaseTrajectoryStreamer:
 
         For the statistics that normalise them; every latent comes once.
         """
-        types = self.dist.send(torch.tensor(list(self.plan.targets.values())).repeat(self.depth))
+        types = self.dist.send(torch.tensor(list(self.plan.targets.values())))
         for latents in self.ring.parts(np.array(list(self.plan.targets))):
             yield latents, types
 
     def checksum(self) -> str:
         """Tells the rings of two runs apart; the same for any number of processes."""
         return self.ring.checksum()
+
+    @property
+    def perturbation(self) -> float:
+        """How far the latents of moved rows go, relative to their length; only single updates have such rows."""
+        return 0.0
 
     def describe(self) -> list[str]:
         """The size of what is never stored, and that of the ring, for the log."""
@@ -319,8 +309,15 @@ class LayerUpdateStreamer(_ActStepStreamer):
 
     @cached_property
     def _perturbation(self) -> Perturbation:
-        size = PERTURBATION if self.options.perturbation is None else self.options.perturbation
-        return Perturbation(self.teacher, size, self.seed, self.slots, self.dist.device)
+        return Perturbation(self.teacher, self.perturbation, self.seed, self.slots, self.dist.device)
+
+    @property
+    def perturbation(self) -> float:
+        return PERTURBATION if self.options.perturbation is None else self.options.perturbation
+
+    def describe(self) -> list[str]:
+        moved = f"every other row is moved by up to {self.perturbation:g} of its latents' length"
+        return super().describe() + ([moved] if self.perturbation > 0 else [])
 
     def batch(self, step: int) -> LayerBatch:
         drawn = self._draw(step)
@@ -328,8 +325,8 @@ class LayerUpdateStreamer(_ActStepStreamer):
         position = drawn.row % self.layout.blocks
         types = (position == self.layout.L_cycles).to(torch.int64)
         x = torch.where(types.view(-1, 1, 1) == 0, x, 0)
-        if self._perturbation.size > 0:
-            prev, other, target = self._perturbation(step, prev, other, x, types)
+        if self.perturbation > 0:
+            prev, other, target = self._perturbation(step, prev, other, x, types, target)
         return LayerBatch(prev, other, x, target, types, drawn.act_step, position, drawn.puzzle)
 
 

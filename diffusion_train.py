@@ -104,7 +104,8 @@ def prepare(config: DiffusionTrainConfig, dist: Distributed) -> Run:
         check_same_head(config, meta, path)
         check_same_teacher(meta["teacher"], teacher)
         # As measured when the run began: another device rounds differently, and the draws follow the weights.
-        options = options.model_copy(update={"act_step_weights": meta["harvest"]["act_step_weights"]})
+        recorded = {key: meta["harvest"][key] for key in ("act_step_weights", "perturbation")}
+        options = options.model_copy(update=recorded)
     baseline = open_baseline(config, dist)
     if baseline is not None:
         check_same_teacher(baseline.meta["teacher"], teacher)
@@ -154,7 +155,7 @@ def announce(run: Run, trainer: Trainer, logger: RunLogger, accuracy: float) -> 
     teaching = teacher_flops(run.teacher)
     taught = teaching["act_step"] * act_steps * entries
     if config.diffusion.rows == "layer" and config.harvest.perturbation != 0:  # null is not 0
-        taught += teaching["application"] * config.global_batch_size
+        taught += teaching["application"] * config.global_batch_size / 2  # every other row is moved
     logger.message(
         f"{config.diffusion.name}: {parameters:,} parameters; a step of {config.global_batch_size} rows takes "
         f"{step / 1e9:,.4g} GFLOP and {taught / 1e9:,.4g} GFLOP of harvest; about {need / 2**30:.3g} GiB in a process"
@@ -282,6 +283,7 @@ def save(run: Run, trainer: Trainer, accuracy: float, needed: bool) -> None:
             "productions": run.streamer.productions,
             "checksum": run.streamer.checksum(),
             "act_step_weights": run.streamer.act_step_weights,
+            "perturbation": run.streamer.perturbation,
         },
         "total_steps": run.config.max_steps,
     }

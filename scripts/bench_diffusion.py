@@ -40,7 +40,7 @@ from training.flops import head_flops, teacher_flops
 from training.teacher import Teacher
 
 # Rows of a training step of each head; the cases that are measured.
-CASES = [
+CASES: list[tuple[str, list[str], int]] = [
     ("diffusion_916", [], 192),
     ("d916_seed_eps", [], 96),
     ("diffusion_9160", [], 16),

@@ -4,12 +4,12 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-bash scripts/setup_env.sh
+bash scripts/setup_env.sh diffusion
 python="$PWD/.venv/bin/python"
 seconds() { echo "  ($1: $((SECONDS - started)) s)"; }
 started=$SECONDS
 
-echo "== 1/2 Sudoku, 6x6: 1000 generated puzzles to train on, 1000 others to solve"
+echo "== 1/3 Sudoku, 6x6: 1000 generated puzzles to train on, 1000 others to solve"
 [[ -d data/sudoku-6x6 ]] ||
     "$python" -m datasets.build_sudoku_dataset --output-dir data/sudoku-6x6 --size 6 --clues 12
 "$python" pretrain.py experiment=quickstart
@@ -18,7 +18,7 @@ echo "== 1/2 Sudoku, 6x6: 1000 generated puzzles to train on, 1000 others to sol
 seconds Sudoku
 started=$SECONDS
 
-echo "== 2/2 ARC-AGI-1: twelve real training tasks on grids of at most 6x6, their test pairs held out"
+echo "== 2/3 ARC-AGI-1: twelve real training tasks on grids of at most 6x6, their test pairs held out"
 [[ -d data/arc-small ]] ||
     "$python" -m datasets.build_arc_dataset --output-dir data/arc-small \
         --subsets training --test-set-name training --grid-size 6 --max-tasks 12 --num-aug 7
@@ -26,6 +26,12 @@ echo "== 2/2 ARC-AGI-1: twelve real training tasks on grids of at most 6x6, thei
 "$python" evaluate.py checkpoint=runs/quickstart-arc output_dir=runs/quickstart-arc/final
 "$python" -m scripts.draw_tasks runs/quickstart-arc/final runs/quickstart-arc/tasks data/arc-small
 seconds ARC
+started=$SECONDS
+
+echo "== 3/3 A diffusion head: learns from the Sudoku model's latents to stand in for its recursion"
+"$python" diffusion_train.py experiment=diffusion_quickstart
+"$python" evaluate.py checkpoint=runs/quickstart-diffusion output_dir=runs/quickstart-diffusion/final
+seconds diffusion
 
 cat <<'TEXT'
 
@@ -33,6 +39,7 @@ What to look at:
   runs/quickstart-sudoku/solve.png            a puzzle being solved, step by step
   runs/quickstart-sudoku/curves.png           loss and accuracy over training
   runs/quickstart-sudoku/final/metrics.json   the figures above, with what they were measured on
+  runs/quickstart-diffusion/final/            how well the head follows its teacher, with pictures
   runs/quickstart-arc/tasks/                  ARC tasks with the model's attempts
   runs/quickstart-arc/final/submission.json   in Kaggle's format
 TEXT

@@ -166,7 +166,7 @@ def open_baseline(config: DiffusionTrainConfig, dist: Distributed) -> OpenedHead
         text = ", ".join(f"{key}={show(value)}" for key, value in theirs.items())
         raise InputError(
             f"regression_checkpoint={config.regression_checkpoint} is a head with {text}: name one with "
-            f"diffusion.prediction=regression and otherwise as in this run"
+            f"diffusion.prediction=regression on the same rows as this run"
         )
     return opened
 

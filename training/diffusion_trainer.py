@@ -93,7 +93,7 @@ class _DiffusionTrainer:
         self._skipped_in_a_row = torch.zeros((), device=dist.device)
         self._cpu_process = NoiseProcess(self.process.alphas_cumprod)
         self._corrupt, self._row_errors = corrupt, row_errors
-        self._noise = SlotNoise(config.seed, NOISE_STREAM, self.slots, dist.device)
+        self._noise = SlotNoise(config.seed, NOISE_STREAM, dist.device)
 
     def compile(self) -> None:
         """Compile the network's blocks, and the element-wise work around it, which would cost a dozen passes."""
@@ -187,7 +187,7 @@ class _DiffusionTrainer:
 
     def noise(self, shape: torch.Size) -> Tensor:
         """This step's standard normal noise of this rank's rows, fp32 [B, *shape]."""
-        return self._noise(self.step, shape)
+        return self._noise(self.step, self.slots, shape)
 
     def replicated(self) -> dict[str, dict[str, Tensor]]:
         """Everything that a checkpoint holds; it is equal on every rank."""

@@ -90,6 +90,21 @@ class EntryLayout:
         return np.array([[X, *self.before(h), *updates[h]] for h in range(self.H_cycles)])
 
 
+@dataclass(frozen=True)
+class EntryPlan:
+    """What a streamer makes of an entry.
+
+    `tensors`: K, its latents; `rows` [rows of an entry, b]: the places of the b latents of each row; `targets`: the
+    types of the latents that are targets, by place; `warm_up`: productions ahead of the oldest entry of the ring from
+    which lanes must run for it to be right.
+    """
+
+    tensors: int
+    rows: Ints
+    targets: dict[int, int]
+    warm_up: int
+
+
 def layout_of(teacher: Teacher) -> EntryLayout:
     return EntryLayout(teacher.H_cycles, teacher.L_cycles)
 

@@ -119,6 +119,11 @@ def open_teacher(
     recorded = validate_config(PretrainConfig, weights.meta["config"])
     most = max_eval_puzzles or recorded.max_eval_puzzles
     paths = data_paths or recorded.data_paths
+    if data_paths is not None and recorded.data_paths_test:
+        raise InputError(
+            f"{weights.path} was evaluated on data_paths_test={recorded.data_paths_test}, of which data_paths says "
+            "nothing: put the data where its run found it (a link will do) and drop data_paths"
+        )
     test_paths = data_paths or recorded.data_paths_test or recorded.data_paths
     train_set = PuzzleDataset(paths, "train", seed=recorded.seed, max_puzzles=recorded.max_train_puzzles)
     test_set = PuzzleDataset(test_paths, "test", seed=recorded.seed, max_puzzles=most, subset_of=train_set)

@@ -77,14 +77,14 @@ class TrajectoryRing:
         return self._here(taken).unflatten(0, (-1, self.strata))
 
     def parts(self, places: Ints) -> Iterator[Tensor]:
-        """All latents at `places` [n], stratum by stratum: [depth * n, P, D] on the device, entry by entry."""
+        """All latents at `places` [n], an entry at a time: [n, P, D] on the device."""
         index = torch.from_numpy(places).to(self._latents.device)
-        for stratum in self._latents:
-            yield self._here(stratum.index_select(1, index).flatten(0, 1))
+        for entry in self._latents.flatten(0, 1):
+            yield self._here(entry.index_select(0, index))
 
     def checksum(self) -> str:
-        """SHA-256 over all processes' rings, the same for any number of them: over each entry's puzzle, ACT step and
-        the sum of its numbers, read as integers and weighted by their places."""
+        """SHA-256 over all processes' rings, the same for any number of them if the depth is: over each entry's puzzle,
+        ACT step and the sum of its numbers, read as integers and weighted by their places."""
         kind = INTEGERS[self._latents.dtype.itemsize]
         weight = 2 * torch.arange(self._latents[0, 0].numel(), device=self._dist.device) + 1
         entries = (self._here(entry).flatten().view(kind) for entry in self._latents.flatten(0, 1))

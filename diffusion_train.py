@@ -21,9 +21,9 @@ from evaluators.diffusion import DiffusionEvaluator
 from models.diffusion_blocks import DiffusionHead
 from training import distributed
 from training.build import compile_levels
-from training.checkpoint import find_latest, load_checkpoint, resolve_checkpoint, save_checkpoint
+from training.checkpoint import load_checkpoint, save_checkpoint
 from training.cli import run_cli
-from training.config import load_config, to_yaml
+from training.config import load_config
 from training.diffusion_evaluation import DiffusionEvalOptions, evaluate_head
 from training.diffusion_head import (
     OpenedHead,
@@ -39,9 +39,10 @@ from training.diffusion_trainer import GROUPS, DiffusionTrainer916, DiffusionTra
 from training.distributed import Distributed
 from training.flops import head_flops, teacher_flops, training_bytes
 from training.lock import exclusive
-from training.logging import RunLogger, check_packages
+from training.logging import RunLogger, check_packages, open_logger
 from training.manifest import read_manifest
 from training.plots import plot_curves
+from training.resume import checkpoint_to_resume
 from training.same_run import check_same_head
 from training.signals import StopRequest
 from training.teacher import Teacher, check_accuracy, check_same_teacher, describe_teacher, open_teacher
@@ -82,7 +83,7 @@ def main(argv: list[str]) -> None:
         run = prepare(config, dist)
         trainer = create_trainer(run)
         accuracy = check_accuracy(run.teacher, dist)
-        with exclusive(config.run_dir, dist), _logger(run, trainer.step) as logger:
+        with exclusive(config.run_dir, dist), open_logger(config, config.max_steps, trainer.step, dist) as logger:
             announce(run, trainer, logger, accuracy)
             if config.compile if config.compile is not None else dist.device.type == "cuda":
                 compile_levels(run.teacher.model)
@@ -97,7 +98,7 @@ def prepare(config: DiffusionTrainConfig, dist: Distributed) -> Run:
     check_packages(wandb=config.logger.wandb, tensorboard=config.logger.tensorboard)
     check_sampling()
     teacher = open_teacher(config.checkpoint, dist, data_paths=config.data_paths)
-    path = find_checkpoint(config, dist)
+    path = checkpoint_to_resume(config.resume, config.run_dir, dist)
     options = config.harvest
     if path is not None:
         meta = read_manifest(path).meta
@@ -115,17 +116,6 @@ def prepare(config: DiffusionTrainConfig, dist: Distributed) -> Run:
         teacher, dist, options, global_batch_size=config.global_batch_size, seed=config.seed
     )
     return Run(config, dist, teacher, streamer, head, settings, baseline, path)
-
-
-def find_checkpoint(config: DiffusionTrainConfig, dist: Distributed) -> Path | None:
-    """The checkpoint to go on from, or None for a new run."""
-    if config.resume == "auto":
-        return dist.broadcast_object(find_latest(config.run_dir) if dist.is_main else None)
-    if config.resume is not None:
-        return resolve_checkpoint(config.resume)
-    if any((config.run_dir / "checkpoints").glob("step_*")):
-        raise InputError(f"{config.run_dir} has checkpoints: use resume=auto to continue, or another run_name")
-    return None
 
 
 def create_trainer(run: Run) -> Trainer:
@@ -299,24 +289,6 @@ def save(run: Run, trainer: Trainer, accuracy: float, needed: bool) -> None:
     )
     if saved is None and needed:
         raise InputError(f"step {trainer.step} could not be saved in {run.config.run_dir}: make room and run again")
-
-
-def _logger(run: Run, step: int) -> RunLogger:
-    config, options = run.config, run.config.logger
-    if run.dist.is_main:
-        (config.run_dir / "config.yaml").write_text(to_yaml(config), encoding="utf-8")
-    return RunLogger(
-        config.run_dir,
-        total_steps=config.max_steps,
-        start_step=step,
-        wandb=options.wandb,
-        tensorboard=options.tensorboard,
-        progress_bar=options.progress_bar,
-        project=config.project_name,
-        run_name=config.run_label,
-        config=config.model_dump(mode="json"),
-        is_main=run.dist.is_main,
-    )
 
 
 if __name__ == "__main__":

@@ -25,17 +25,18 @@ from evaluators import build_evaluators
 from evaluators.common import Evaluator
 from training import distributed
 from training.build import build_model, compile_levels, load_weights, model_config
-from training.checkpoint import find_latest, load_checkpoint, resolve_checkpoint, save_checkpoint
+from training.checkpoint import load_checkpoint, save_checkpoint
 from training.cli import run_cli
-from training.config import load_config, to_yaml
+from training.config import load_config
 from training.config_schema import PretrainConfig
 from training.distributed import Distributed
 from training.evaluation import STEPS_FILE, check_batch_size, evaluate
 from training.guard import assert_finite
 from training.lock import exclusive
-from training.logging import RunLogger, check_packages
+from training.logging import RunLogger, check_packages, open_logger
 from training.optim import set_learning_rates
 from training.plots import plot_curves
+from training.resume import checkpoint_to_resume
 from training.same_run import check_same_run
 from training.schedule import Schedule, make_schedule
 from training.signals import StopRequest
@@ -104,13 +105,7 @@ def prepare(config: PretrainConfig, dist: Distributed) -> Run:
 def restore(run: Run, state: TrainState) -> None:
     """Continue the run from its newest checkpoint, or start it, from given weights if there are any."""
     config, dist = run.config, run.dist
-    path: Path | None = None
-    if config.resume == "auto":
-        path = dist.broadcast_object(find_latest(config.run_dir) if dist.is_main else None)
-    elif config.resume is not None:
-        path = resolve_checkpoint(config.resume)
-    elif any((config.run_dir / "checkpoints").glob("step_*")):
-        raise InputError(f"{config.run_dir} has checkpoints: use resume=auto to continue, or another run_name")
+    path = checkpoint_to_resume(config.resume, config.run_dir, dist)
     if path is not None:
         check_same_run(config, run.train_set.dataset_hash, run.schedule.total_steps, path)
         groups = GROUPS + (("ema",) if state.ema is not None else ())
@@ -128,7 +123,7 @@ def train(run: Run, state: TrainState) -> None:
     """The loop: step, log, evaluate, save; it stops at the end or, after saving, at a signal."""
     config, dist, schedule = run.config, run.dist, run.schedule
     window = MetricWindow()
-    with _logger(run, state.step) as logger, StopRequest() as stop:
+    with open_logger(config, schedule.total_steps, state.step, dist) as logger, StopRequest() as stop:
         if dist.any_true(dist.is_main and state.step in schedule.evaluations and not was_evaluated(run, state.step)):
             evaluate_now(run, state, logger)
         if state.step >= schedule.total_steps:
@@ -256,24 +251,6 @@ def _batches(run: Run, state: TrainState) -> Iterator[dict[str, Tensor]]:
     with contextlib.closing(batches):  # type: ignore[type-var]
         for arrays in batches:
             yield {key: run.dist.send(torch.from_numpy(value)) for key, value in arrays.items()}
-
-
-def _logger(run: Run, step: int) -> RunLogger:
-    config, options = run.config, run.config.logger
-    if run.dist.is_main:
-        (config.run_dir / "config.yaml").write_text(to_yaml(config), encoding="utf-8")
-    return RunLogger(
-        config.run_dir,
-        total_steps=run.schedule.total_steps,
-        start_step=step,
-        wandb=options.wandb,
-        tensorboard=options.tensorboard,
-        progress_bar=options.progress_bar,
-        project=config.project_name,
-        run_name=config.run_label,
-        config=config.model_dump(mode="json"),
-        is_main=run.dist.is_main,
-    )
 
 
 if __name__ == "__main__":

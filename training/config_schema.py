@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -121,7 +121,87 @@ def _check_evaluators(evaluators: list[EvaluatorConfig]) -> None:
             raise ValueError(f"evaluators names {name} {names.count(name)} times: their figures would collide")
 
 
-class PretrainConfig(Section):
+class RunConfig(Section):
+    """What every training run takes, whatever it trains."""
+
+    global_batch_size: int = Field(ge=1)
+    """rows of an optimiser step over all processes"""
+
+    lr: float = Field(gt=0)
+    """learning rate of the weights"""
+    lr_min_ratio: float = Field(ge=0, le=1)
+    """share of lr that a cosine ends at; 1: constant after the warm-up"""
+    lr_warmup_steps: int = Field(ge=0)
+    """steps of linear warm-up"""
+    beta1: float = Field(ge=0, lt=1)
+    """decay of the first moment"""
+    beta2: float = Field(ge=0, lt=1)
+    """decay of the second moment"""
+    weight_decay: float = Field(ge=0)
+    """decoupled decay of the weights"""
+    optim: OptimConfig
+    ema_rate: float = Field(ge=0, lt=1)
+    """decay a step of the averaged weights"""
+
+    seed: Seed
+    """of everything drawn at random"""
+    device: Device
+    """auto: CUDA, else Apple's GPU (in one process), else the CPU"""
+    compile: bool | None
+    """torch.compile; null: on CUDA"""
+
+    project_name: Text
+    """the project at Weights & Biases"""
+    run_name: Text | None
+    """null: made of what is trained, on what, and a digest of the settings"""
+    checkpoint_path: Text | None
+    """the run's folder; null: runs/RUN_NAME"""
+    resume: Text | None
+    """auto: go on from the run's newest checkpoint, if any; a path: go on from that one; null: start anew"""
+    checkpoint_interval: int | None = Field(ge=1)
+    """save every so many steps as well"""
+    keep_last: int = Field(ge=1)
+    """checkpoints kept"""
+    log_interval: int = Field(ge=1)
+    """steps between records"""
+    logger: LoggerConfig
+
+    # What changes where and how a run is watched, but not what it computes.
+    _unnamed: ClassVar[frozenset[str]] = frozenset(
+        {"checkpoint_path", "resume", "project_name", "logger", "log_interval", "keep_last", "checkpoint_interval"}
+        | {"device", "compile"}
+    )
+
+    @property
+    def subject(self) -> str:
+        """What is trained and on what, for a run without a name."""
+        raise NotImplementedError
+
+    @property
+    def run_label(self) -> str:
+        """`run_name`, or a name that settings alike share, so that the same command goes on with its run."""
+        if self.run_name is not None:
+            return self.run_name
+        settings = self.model_dump(mode="json", exclude=set(self._unnamed))
+        digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:6]
+        return f"{self.subject}-{digest}"
+
+    @property
+    def run_dir(self) -> Path:
+        """The folder of the run's configuration, records and checkpoints."""
+        return Path(self.checkpoint_path) if self.checkpoint_path is not None else Path("runs") / self.run_label
+
+    def local_batch_size(self, world_size: int) -> int:
+        """Rows of a step that each process takes; `InputError` where they cannot be shared out evenly."""
+        if self.global_batch_size % world_size:
+            raise InputError(
+                f"global_batch_size={self.global_batch_size} cannot be shared out over {world_size} processes"
+                f": use a multiple of {world_size}"
+            )
+        return self.global_batch_size // world_size
+
+
+class PretrainConfig(RunConfig):
     """Everything ``pretrain.py`` takes."""
 
     arch: ArchConfig
@@ -148,8 +228,6 @@ class PretrainConfig(Section):
     eval_save_outputs: list[SavedOutput]
     """arrays that an evaluation writes to disk"""
 
-    global_batch_size: int = Field(ge=1)
-    """rows of an optimiser step over all processes"""
     micro_batch_size: int | None = Field(ge=1)
     """most rows in one forward pass of a process; null: its whole share"""
     epochs: int = Field(ge=1)
@@ -157,59 +235,22 @@ class PretrainConfig(Section):
     max_steps: int | None = Field(ge=1)
     """end the run, and its learning-rate schedule, after this many optimiser steps"""
 
-    lr: float = Field(gt=0)
-    """learning rate of the weights"""
-    lr_min_ratio: float = Field(ge=0, le=1)
-    """share of lr that a cosine ends at; 1: constant after the warm-up"""
-    lr_warmup_steps: int = Field(ge=0)
-    """steps of linear warm-up"""
-    beta1: float = Field(ge=0, lt=1)
-    """decay of the first moment"""
-    beta2: float = Field(ge=0, lt=1)
-    """decay of the second moment"""
-    weight_decay: float = Field(ge=0)
-    """decoupled decay of the weights"""
     puzzle_emb_lr: float = Field(ge=0)
     """learning rate of the puzzle table"""
     puzzle_emb_weight_decay: float = Field(ge=0)
     """decay of the rows of the puzzle table that a batch touches"""
-    optim: OptimConfig
 
     ema: bool
     """evaluate an exponential moving average of the weights"""
-    ema_rate: float = Field(ge=0, lt=1)
-    """its decay a step"""
     ema_puzzle_emb: bool
     """average the puzzle table as well"""
     freeze_weights: bool
     """train the puzzle table alone"""
 
-    seed: Seed
-    """of everything drawn at random"""
-    device: Device
-    """auto: CUDA, else Apple's GPU (in one process), else the CPU"""
-    compile: bool | None
-    """torch.compile; null: on CUDA"""
-
-    project_name: Text
-    """the project at Weights & Biases"""
-    run_name: Text | None
-    """null: made of the architecture, the data and a digest of the settings"""
-    checkpoint_path: Text | None
-    """the run's folder; null: runs/RUN_NAME"""
     load_checkpoint: Text | None
     """weights to start a new run from"""
-    resume: Text | None
-    """auto: go on from the run's newest checkpoint, if any; a path: go on from that one; null: start anew"""
     checkpoint_every_eval: bool
     """save at every evaluation instead of at the last only"""
-    checkpoint_interval: int | None = Field(ge=1)
-    """save every so many steps as well"""
-    keep_last: int = Field(ge=1)
-    """checkpoints kept"""
-    log_interval: int = Field(ge=1)
-    """steps between records"""
-    logger: LoggerConfig
 
     @model_validator(mode="after")
     def _combinations(self) -> PretrainConfig:
@@ -246,13 +287,7 @@ class PretrainConfig(Section):
             )
 
     def local_batch_size(self, world_size: int) -> int:
-        """Rows of a step that each process takes; `InputError` where they cannot be shared out evenly."""
-        if self.global_batch_size % world_size:
-            raise InputError(
-                f"global_batch_size={self.global_batch_size} cannot be shared out over {world_size} processes"
-                f": use a multiple of {world_size}"
-            )
-        local = self.global_batch_size // world_size
+        local = super().local_batch_size(world_size)
         if self.micro_batch_size is not None and local > self.micro_batch_size and local % self.micro_batch_size:
             raise InputError(
                 f"micro_batch_size={self.micro_batch_size} does not divide the {local} rows of each of the "
@@ -269,26 +304,16 @@ class PretrainConfig(Section):
         """Rows of an evaluation batch over all processes: no more at once than in training, unless told otherwise."""
         return self.eval_batch_size or self.rows_at_once(world_size) * world_size
 
-    @property
-    def run_label(self) -> str:
-        """`run_name`, or a name that settings alike share, so that the same command goes on with its run."""
-        if self.run_name is not None:
-            return self.run_name
-        # What changes where and how a run is watched, but not what it computes, stays out of the digest.
-        settings = self.model_dump(
-            mode="json",
-            exclude={"checkpoint_path", "resume", "project_name", "logger", "log_interval", "keep_last"}
-            | {"checkpoint_interval", "device", "compile", "micro_batch_size", "eval_batch_size", "eval_save_outputs"},
-        )
-        digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:6]
-        architecture = self.arch.name.partition("@")[0].rpartition(".")[2]
-        data = "+".join(Path(path).name for path in self.data_paths)
-        return f"{architecture}-{data}-{digest}"
+    _unnamed: ClassVar[frozenset[str]] = RunConfig._unnamed | {
+        "micro_batch_size",
+        "eval_batch_size",
+        "eval_save_outputs",
+    }
 
     @property
-    def run_dir(self) -> Path:
-        """The folder of the run's configuration, records and checkpoints."""
-        return Path(self.checkpoint_path) if self.checkpoint_path is not None else Path("runs") / self.run_label
+    def subject(self) -> str:
+        architecture = self.arch.name.partition("@")[0].rpartition(".")[2]
+        return f"{architecture}-{'+'.join(Path(path).name for path in self.data_paths)}"
 
 
 class DiffusionEvalConfig(Section):

@@ -5,15 +5,12 @@ Usage: ``config = load_config("cfg_diffusion_train", ["diffusion=d9160_jump", "c
 
 from __future__ import annotations
 
-import hashlib
-import json
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import ConfigDict, Field, model_validator
 
-from datasets.common import InputError
-from training.config_schema import Device, LoggerConfig, OptimConfig, Section, Seed, Text
+from training.config_schema import RunConfig, Section, Text
 
 KIND = "diffusion"  # of a head's checkpoint, in its manifest
 Rows = Literal["layer", "h_cycle", "jump"]
@@ -130,7 +127,7 @@ class SamplerConfig(Section):
     """numbers of sampling steps that are evaluated"""
 
 
-class DiffusionTrainConfig(Section):
+class DiffusionTrainConfig(RunConfig):
     """Everything ``diffusion_train.py`` takes."""
 
     checkpoint: Text
@@ -143,55 +140,14 @@ class DiffusionTrainConfig(Section):
     harvest: HarvestConfig
     sampler: SamplerConfig
 
-    global_batch_size: int = Field(ge=1)
-    """rows of an optimiser step over all processes"""
     max_steps: int = Field(ge=1)
     """optimiser steps of the run"""
-    lr: float = Field(gt=0)
-    """learning rate"""
-    lr_min_ratio: float = Field(ge=0, le=1)
-    """share of lr that a cosine ends at; 1: constant after the warm-up"""
-    lr_warmup_steps: int = Field(ge=0)
-    """steps of linear warm-up"""
-    beta1: float = Field(ge=0, lt=1)
-    """decay of AdamW's first moment"""
-    beta2: float = Field(ge=0, lt=1)
-    """decay of AdamW's second moment"""
-    weight_decay: float = Field(ge=0)
-    """decoupled decay of the weights"""
-    optim: OptimConfig
-    ema_rate: float = Field(ge=0, lt=1)
-    """decay a step of the averaged weights, which are what is evaluated; it warms up from 0.1"""
-
     eval_interval: int | None = Field(ge=1)
     """steps between evaluations; null: one at the end"""
     eval_puzzles: int = Field(ge=1)
     """held-out puzzles of an evaluation"""
     regression_checkpoint: Text | None
     """a trained regression head to be compared with in evaluations"""
-
-    seed: Seed
-    """of everything drawn at random"""
-    device: Device
-    """auto: CUDA, else Apple's GPU (in one process), else the CPU"""
-    compile: bool | None
-    """torch.compile; null: on CUDA"""
-
-    project_name: Text
-    """the project at Weights & Biases"""
-    run_name: Text | None
-    """null: made of the head, the teacher's run and a digest of the settings"""
-    checkpoint_path: Text | None
-    """the run's folder; null: runs/RUN_NAME"""
-    resume: Text | None
-    """auto: go on from the run's newest checkpoint, if any; a path: go on from that one; null: start anew"""
-    checkpoint_interval: int | None = Field(ge=1)
-    """save every so many steps as well as at evaluations and at the end"""
-    keep_last: int = Field(ge=1)
-    """checkpoints kept"""
-    log_interval: int = Field(ge=1)
-    """steps between records"""
-    logger: LoggerConfig
 
     @model_validator(mode="after")
     def _combinations(self) -> DiffusionTrainConfig:
@@ -237,32 +193,16 @@ class DiffusionTrainConfig(Section):
                 "diffusion.prediction=regression has none: drop it"
             )
 
-    def local_batch_size(self, world_size: int) -> int:
-        """Rows of a step that each process takes; `InputError` where they cannot be shared out evenly."""
-        if self.global_batch_size % world_size:
-            raise InputError(
-                f"global_batch_size={self.global_batch_size} cannot be shared out over {world_size} processes"
-                f": use a multiple of {world_size}"
-            )
-        return self.global_batch_size // world_size
+    _unnamed: ClassVar[frozenset[str]] = RunConfig._unnamed | {
+        "eval_interval",
+        "eval_puzzles",
+        "sampler",
+        "regression_checkpoint",
+    }
 
     @property
-    def run_label(self) -> str:
-        """`run_name`, or a name that settings alike share, so that the same command goes on with its run."""
-        if self.run_name is not None:
-            return self.run_name
-        settings = self.model_dump(
-            mode="json",
-            exclude={"checkpoint_path", "resume", "project_name", "logger", "log_interval", "keep_last", "device"}
-            | {"checkpoint_interval", "compile", "eval_interval", "eval_puzzles", "sampler", "regression_checkpoint"},
-        )
-        digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:6]
+    def subject(self) -> str:
         teacher = Path(self.checkpoint)
         # A checkpoint is RUN/checkpoints/step_N.
         run = teacher.parent.parent if teacher.parent.name == "checkpoints" else teacher
-        return f"{self.diffusion.name.partition('@')[0]}-{self.diffusion.rows}-{run.name}-{digest}"
-
-    @property
-    def run_dir(self) -> Path:
-        """The folder of the run's configuration, records and checkpoints."""
-        return Path(self.checkpoint_path) if self.checkpoint_path is not None else Path("runs") / self.run_label
+        return f"{self.diffusion.name.partition('@')[0]}-{self.diffusion.rows}-{run.name}"

@@ -17,6 +17,9 @@ from types import TracebackType
 from typing import Any, SupportsFloat
 
 from datasets.common import InputError
+from training.config import to_yaml
+from training.config_schema import RunConfig
+from training.distributed import Distributed
 from training.metrics_file import MetricsFile
 from training.progress import Progress
 
@@ -100,6 +103,24 @@ class RunLogger:
             self._tensorboard.close()
         if self._wandb is not None:
             self._wandb.finish(exit_code=int(failed))
+
+
+def open_logger(config: RunConfig, total_steps: int, start_step: int, dist: Distributed) -> RunLogger:
+    """The logger of a run in its folder, where ``config.yaml`` is written first."""
+    if dist.is_main:
+        (config.run_dir / "config.yaml").write_text(to_yaml(config), encoding="utf-8")
+    return RunLogger(
+        config.run_dir,
+        total_steps=total_steps,
+        start_step=start_step,
+        wandb=config.logger.wandb,
+        tensorboard=config.logger.tensorboard,
+        progress_bar=config.logger.progress_bar,
+        project=config.project_name,
+        run_name=config.run_label,
+        config=config.model_dump(mode="json"),
+        is_main=dist.is_main,
+    )
 
 
 def check_packages(*, wandb: bool, tensorboard: bool) -> None:

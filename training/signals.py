@@ -52,6 +52,9 @@ class StopRequest:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if self._requested_at > 0:
+            # The same request may still arrive a second time, and would end a process that has just saved.
+            time.sleep(max(0.0, self._requested_at + _ONE_REQUEST_SECONDS - time.monotonic()))
         for number, handler in self._previous.items():
             # None: the old handler was not set from Python and cannot be put back from it.
             signal.signal(number, signal.SIG_DFL if handler is None else handler)

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -77,7 +78,7 @@ class Drawn(NamedTuple):
     row: Tensor
 
 
-class _BaseTrajectoryStreamer:
+class _BaseTrajectoryStreamer(ABC):
     """The ring and what is drawn from it; a subclass says what an entry is and which rows it gives.
 
     Attributes: `slots`, rows of the global batch that are this rank's; `lanes`, its lanes; `depth`, entries of each
@@ -147,9 +148,9 @@ class _BaseTrajectoryStreamer:
         self._restart()
         self._produce_until(self.needed(step))
 
+    @abstractmethod
     def batch(self, step: int) -> LayerBatch | HCycleBatch:
         """This rank's rows of global batch `step`, on its device."""
-        raise NotImplementedError
 
     def latents(self) -> Iterator[tuple[Tensor, Tensor]]:
         """All targets in this rank's ring, some at a time: latents [n, P, D] and their types int64 [n], on the device.
@@ -227,15 +228,17 @@ class _BaseTrajectoryStreamer:
         """By which entries are drawn within their stratum [slots, depth]."""
         return np.ones((len(self.slots), self.depth))
 
+    @abstractmethod
     def _plan(self) -> EntryPlan:
-        raise NotImplementedError
+        """What becomes of an entry."""
 
     def _restart(self) -> None:
         """Prepare the lanes for the production `productions`, without any latents to go on from."""
+        self._arrays.clear()
 
+    @abstractmethod
     def _produce(self) -> tuple[Sequence[Tensor], Ints, Ints]:
         """The next entry of every lane, as `TrajectoryRing.write` takes it: latents, puzzles and ACT steps."""
-        raise NotImplementedError
 
 
 class _ActStepStreamer(_BaseTrajectoryStreamer):
@@ -282,6 +285,7 @@ class _ActStepStreamer(_BaseTrajectoryStreamer):
     def _restart(self) -> None:
         # A lane that is in the midst of a puzzle begins it anew. What it writes until the next one is wrong, and is
         # overwritten: no puzzle takes more productions than the warm-up has.
+        super()._restart()
         self._schedule.seek(self.productions)
         self._restarted = True
 

@@ -247,9 +247,7 @@ def evaluate_now(run: Run, trainer: Trainer, logger: RunLogger) -> None:
             },
         )
     if figures is not None:
-        logger.log(trainer.step, {f"eval/{key}": value for key, value in figures.items()})
-        headline = {key: value for key, value in figures.items() if key.endswith(HEADLINES)}
-        logger.message(f"step {trainer.step}: " + ", ".join(f"{key} {value:.4g}" for key, value in headline.items()))
+        logger.evaluation(trainer.step, figures, HEADLINES)
 
 
 def was_evaluated(run: Run, step: int) -> bool:
@@ -277,7 +275,7 @@ def save(run: Run, trainer: Trainer, accuracy: float, needed: bool) -> None:
         },
         "total_steps": run.config.max_steps,
     }
-    saved = save_checkpoint(
+    save_checkpoint(
         run.config.run_dir,
         trainer.step,
         replicated=trainer.replicated(),
@@ -286,9 +284,8 @@ def save(run: Run, trainer: Trainer, accuracy: float, needed: bool) -> None:
         keep_last=run.config.keep_last,
         dist=run.dist,
         kind=KIND,
+        needed=needed,
     )
-    if saved is None and needed:
-        raise InputError(f"step {trainer.step} could not be saved in {run.config.run_dir}: make room and run again")
 
 
 if __name__ == "__main__":

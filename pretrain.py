@@ -207,9 +207,7 @@ def evaluate_now(run: Run, state: TrainState, logger: RunLogger) -> None:
             save_dir=_eval_dir(run, state.step),
         )
     if figures is not None:
-        logger.log(state.step, {f"eval/{key}": value for key, value in figures.items()})
-        headline = {key: value for key, value in figures.items() if key.endswith(HEADLINES)}
-        logger.message(f"step {state.step}: " + ", ".join(f"{key} {value:.4g}" for key, value in headline.items()))
+        logger.evaluation(state.step, figures, HEADLINES)
 
 
 def was_evaluated(run: Run, step: int) -> bool:
@@ -230,7 +228,7 @@ def save(run: Run, state: TrainState, needed: bool) -> None:
         "identifiers_hash": run.train_set.identifiers_hash,
         "total_steps": run.schedule.total_steps,
     }
-    saved = save_checkpoint(
+    save_checkpoint(
         run.config.run_dir,
         state.step,
         replicated=state.replicated(),
@@ -238,9 +236,8 @@ def save(run: Run, state: TrainState, needed: bool) -> None:
         meta=meta,
         keep_last=run.config.keep_last,
         dist=run.dist,
+        needed=needed,
     )
-    if saved is None and needed:
-        raise InputError(f"step {state.step} could not be saved in {run.config.run_dir}: make room and run again")
 
 
 def _batches(run: Run, state: TrainState) -> Iterator[dict[str, Tensor]]:

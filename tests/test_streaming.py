@@ -47,7 +47,7 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "trm mlp": ("trm", {"H_cycles": 2, "L_cycles": 2, "L_layers": 1, "mlp_t": True, "pos_encodings": "none"}),
     "hrm": ("hrm", {"H_cycles": 2, "L_cycles": 2, "H_layers": 1, "L_layers": 1}),
 }
-STREAMERS = {"layer": LayerUpdateStreamer, "h_cycle": HCycleStreamer, "jump": JumpStreamer}
+STREAMERS: dict[str, Any] = {"layer": LayerUpdateStreamer, "h_cycle": HCycleStreamer, "jump": JumpStreamer}
 
 
 @pytest.fixture(scope="module")

@@ -73,6 +73,7 @@ def save_checkpoint(
     keep_last: int | None = None,
     dist: Distributed | None = None,
     kind: str = "training",
+    needed: bool = False,
 ) -> Path | None:
     """Write ``run_dir/checkpoints/step_{step}``; every rank calls it with the same step and group names.
 
@@ -84,7 +85,8 @@ def save_checkpoint(
         keep_last: delete all but so many checkpoints, never the one just written. None keeps all.
 
     Returns the directory, or None on every rank, after a warning, if the disk refused (full, quota,
-    read-only): what was there before stays valid. Other disk errors are raised on every rank.
+    read-only): what was there before stays valid. `InputError` instead where the checkpoint is `needed`. Other disk
+    errors are raised on every rank.
     """
     dist = dist or Distributed()
     json.dumps(meta)  # raises now, on every rank, rather than on rank 0 while the others wait
@@ -105,6 +107,8 @@ def save_checkpoint(
             raise
         if dist.is_main:
             print(f"warning: checkpoint of step {step} was not saved: {error}", file=sys.stderr)
+        if needed:
+            raise InputError(f"step {step} could not be saved in {run_dir}: make room and run again") from None
         return None
     if dist.is_main:
         _prune(root, keep_last)

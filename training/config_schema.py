@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from abc import abstractmethod
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -173,9 +174,9 @@ class RunConfig(Section):
     )
 
     @property
+    @abstractmethod
     def subject(self) -> str:
         """What is trained and on what, for a run without a name."""
-        raise NotImplementedError
 
     @property
     def run_label(self) -> str:

@@ -83,6 +83,12 @@ class RunLogger:
             for key, value in values.items():
                 self._tensorboard.add_scalar(key, float(value), step)
 
+    def evaluation(self, step: int, figures: Mapping[str, float], headlines: tuple[str, ...]) -> None:
+        """Record the figures of an evaluation, and print those whose names end like one of `headlines`."""
+        self.log(step, {f"eval/{key}": value for key, value in figures.items()})
+        shown = [f"{key} {value:.4g}" for key, value in figures.items() if key.endswith(headlines)]
+        self.message(f"step {step}: " + ", ".join(shown))
+
     def progress(self, step: int, texts: Mapping[str, float | str] | None = None) -> None:
         """Show on the terminal that ``step`` steps are done, with a few figures."""
         if self._is_main:

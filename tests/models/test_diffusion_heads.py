@@ -331,6 +331,22 @@ def test_positions_within_a_block_are_told_apart(name: str, equivariant: bool) -
     assert (relative_error(after, before) < 1e-4) == equivariant
 
 
+@pytest.mark.parametrize(("target_kind", "blocks", "replaced"), [("h_cycle", 3, "zzy"), ("jump", 2, "yz")])
+def test_noisy_blocks_start_from_the_latent_they_replace(target_kind: str, blocks: int, replaced: str) -> None:
+    head = build(Diffusion9160, target_kind=target_kind, target_blocks=blocks)
+    noisy, _, (x, y_init, z_init) = inputs(head)
+    stem: Any = head.stem
+    with torch.no_grad():
+        for parameter in stem.parameters():
+            parameter.zero_()
+        stem.start_latent_proj.weight.copy_(torch.eye(D))
+        stem.start_x_proj.weight.copy_(0.5 * torch.eye(D))
+        h = stem(noisy, (x, y_init, z_init), head.default_types(B, (x, y_init, z_init)))
+    for block, name in zip(h[:, 3:].unbind(1), replaced, strict=True):
+        torch.testing.assert_close(block, {"y": y_init, "z": z_init}[name] + 0.5 * x)
+    assert (h[:, :3] == 0).all()
+
+
 def test_noisy_blocks_have_roles() -> None:
     """Exchanging two noisy blocks does not just exchange their outputs."""
     for attention in ("full", "alternating"):

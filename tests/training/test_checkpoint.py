@@ -45,8 +45,10 @@ def state(fill: int) -> dict[str, dict[str, Tensor]]:
     }
 
 
-def save(run_dir: Path, step: int, keep_last: int | None = None) -> Path | None:
-    return save_checkpoint(run_dir, step, replicated=state(step), sharded={}, meta={"step": step}, keep_last=keep_last)
+def save(run_dir: Path, step: int, keep_last: int | None = None, needed: bool = False) -> Path | None:
+    return save_checkpoint(
+        run_dir, step, replicated=state(step), sharded={}, meta={"step": step}, keep_last=keep_last, needed=needed
+    )
 
 
 def assert_holds(path: Path | None, step: int) -> None:
@@ -300,6 +302,21 @@ def test_a_refusing_disk_costs_a_warning_only(
     assert os.strerror(code) in warning
     assert warning.count("\n") == 1
     assert step_names(tmp_path) == ["latest", "step_1"]
+    assert_holds(find_latest(tmp_path), 1)
+
+
+def test_a_refusing_disk_is_an_error_where_the_checkpoint_is_needed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save(tmp_path, 1)
+
+    def refuse(*args: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "write_manifest", refuse)
+        with pytest.raises(InputError, match=r"step 2 could not be saved in .*: make room and run again"):
+            save(tmp_path, 2, needed=True)
     assert_holds(find_latest(tmp_path), 1)
 
 

@@ -28,6 +28,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from datasets.common import InputError
+from models.diffusion_blocks import DiffusionHead
 from training.diffusion_schema import HarvestConfig
 from training.distributed import Distributed
 from training.harvest import (
@@ -48,6 +49,7 @@ from training.harvest_batches import (
     collate_hcycle_examples,
     collate_layer_examples,
 )
+from training.own_path import OwnPath
 from training.perturbation import Perturbation
 from training.teacher import Teacher
 from training.trajectory_ring import TrajectoryRing, affordable_entries, decimal_size
@@ -308,8 +310,16 @@ class _ActStepStreamer(_BaseTrajectoryStreamer):
 class LayerUpdateStreamer(_ActStepStreamer):
     """Rows are single updates, H_cycles * (L_cycles + 1) of them in an entry."""
 
+    own_path: OwnPath | None = None
+
     def _plan(self) -> EntryPlan:
         return self._h_cycle_plan(self.layout.layer_rows)
+
+    def follow(self, head: DiffusionHead) -> None:
+        """Let `head`, as it is at every step, lead to the rows of `harvest.own_path`, if there are to be any."""
+        if self.options.own_path > 0:
+            own = (self.options.own_path, self.seed, self.slots, self.dist.device)
+            self.own_path = OwnPath(self.teacher, head, *own)
 
     @cached_property
     def _perturbation(self) -> Perturbation:
@@ -317,21 +327,28 @@ class LayerUpdateStreamer(_ActStepStreamer):
 
     @property
     def perturbation(self) -> float:
-        return PERTURBATION if self.options.perturbation is None else self.options.perturbation
+        if self.options.perturbation is None:
+            return 0.0 if self.options.own_path > 0 else PERTURBATION
+        return self.options.perturbation
 
     def describe(self) -> list[str]:
-        moved = f"every other row is moved by up to {self.perturbation:g} of its latents' length"
-        return super().describe() + ([moved] if self.perturbation > 0 else [])
+        beside = []
+        if self.perturbation > 0:
+            beside = [f"every other row is moved by up to {self.perturbation:g} of its latents' length"]
+        elif self.own_path is not None:
+            beside = [f"every other row is on the head's own path, {self.options.own_path:g} updates on average"]
+        return super().describe() + beside
 
     def batch(self, step: int) -> LayerBatch:
         drawn = self._draw(step)
         prev, other, x, target = drawn.latents
         position = drawn.row % self.layout.blocks
         types = (position == self.layout.L_cycles).to(torch.int64)
-        x = torch.where(types.view(-1, 1, 1) == 0, x, 0)
+        x_read = torch.where(types.view(-1, 1, 1) == 0, x, 0)
         if self.perturbation > 0:
-            prev, other, target = self._perturbation(step, prev, other, x, types, target)
-        return LayerBatch(prev, other, x, target, types, drawn.act_step, position, drawn.puzzle)
+            prev, other, target = self._perturbation(step, prev, other, x_read, types, target)
+        batch = LayerBatch(prev, other, x_read, target, types, drawn.act_step, position, drawn.puzzle)
+        return batch if self.own_path is None else self.own_path(step, batch, x, drawn.row)
 
 
 class HCycleStreamer(_ActStepStreamer):

@@ -41,6 +41,7 @@ from training.flops import head_flops, teacher_flops, training_bytes
 from training.lock import exclusive
 from training.logging import RunLogger, check_packages, open_logger
 from training.manifest import read_manifest
+from training.own_path import OwnPath
 from training.plots import plot_curves
 from training.resume import checkpoint_to_resume
 from training.same_run import check_same_head
@@ -55,6 +56,7 @@ STREAMERS: dict[str, type[Streamer]] = {"layer": LayerUpdateStreamer, "h_cycle":
 SHOWN = ("loss", "harvest_share")  # on the progress bar
 HEADLINES = ("/x0_error", "/exact_agreement")  # of an evaluation
 REPORT = "diffusion.json"  # the last file of an evaluation
+LANES = "lanes"  # where the head's own paths have got to, in a checkpoint
 
 
 @dataclass(frozen=True)
@@ -69,6 +71,11 @@ class Run:
     head_config: dict[str, Any]
     baseline: OpenedHead | None
     path: Path | None
+
+    @property
+    def own_path(self) -> OwnPath | None:
+        """What lets the head lead to rows of its own, in a run that has such rows."""
+        return self.streamer.own_path if isinstance(self.streamer, LayerUpdateStreamer) else None
 
     @property
     def evaluations(self) -> set[int]:
@@ -115,6 +122,8 @@ def prepare(config: DiffusionTrainConfig, dist: Distributed) -> Run:
     streamer = STREAMERS[config.diffusion.rows](
         teacher, dist, options, global_batch_size=config.global_batch_size, seed=config.seed
     )
+    if isinstance(streamer, LayerUpdateStreamer):
+        streamer.follow(head)
     return Run(config, dist, teacher, streamer, head, settings, baseline, path)
 
 
@@ -144,8 +153,8 @@ def announce(run: Run, trainer: Trainer, logger: RunLogger, accuracy: float) -> 
     entries = config.global_batch_size / (config.harvest.replay * streamer.rows_per_entry)
     teaching = teacher_flops(run.teacher)
     taught = teaching["act_step"] * act_steps * entries
-    if config.diffusion.rows == "layer" and config.harvest.perturbation != 0:  # null is not 0
-        taught += teaching["application"] * config.global_batch_size / 2  # every other row is moved
+    if run.streamer.perturbation > 0 or run.own_path is not None:  # every other row is beside the teacher's path
+        taught += teaching["application"] * config.global_batch_size / 2
     logger.message(
         f"{config.diffusion.name}: {parameters:,} parameters; a step of {config.global_batch_size} rows takes "
         f"{step / 1e9:,.4g} GFLOP and {taught / 1e9:,.4g} GFLOP of harvest; about {need / 2**30:.3g} GiB in a process"
@@ -157,6 +166,8 @@ def harvest(run: Run, trainer: Trainer) -> None:
     streamer, dist = run.streamer, run.dist
     if run.path is not None:
         streamer.restore(trainer.step)
+        if run.own_path is not None:
+            run.own_path.load(load_checkpoint(run.path, groups=(LANES,), slots=run.own_path.pairs).shards[LANES])
         if streamer.checksum() != read_manifest(run.path).meta["harvest"]["checksum"]:
             raise InputError(
                 f"{run.path}: the latents harvested again for step {trainer.step} are not those of the run; continue "
@@ -279,7 +290,7 @@ def save(run: Run, trainer: Trainer, accuracy: float, needed: bool) -> None:
         run.config.run_dir,
         trainer.step,
         replicated=trainer.replicated(),
-        sharded={},
+        sharded={} if run.own_path is None else {LANES: run.own_path.saved()},
         meta=meta,
         keep_last=run.config.keep_last,
         dist=run.dist,

@@ -61,21 +61,6 @@ def row_errors(output: Tensor, wanted: Tensor) -> Tensor:
     return (output - wanted).square().flatten(1).mean(1)
 
 
-@torch.no_grad()
-def step_if(finite: Tensor, optimizer: Any) -> None:
-    """An optimiser's step, which changes nothing where `finite` (bool, 0-D, on the device) is false."""
-    if isinstance(optimizer, torch.optim.AdamW):
-        optimizer.found_inf = (~finite).float()  # type: ignore[attr-defined]
-        optimizer.step()
-        return
-    weights = [p for group in optimizer.param_groups for p in group["params"]]
-    moments = [value for state in optimizer.state.values() for value in state.values()]
-    before = [tensor.clone() for tensor in weights + moments]
-    optimizer.step()
-    for tensor, old in zip(weights + moments, before, strict=True):
-        tensor.copy_(torch.where(finite, tensor, old))
-
-
 class _DiffusionTrainer:
     """The state of a run on one rank. `step`: updates made, those that were left out included."""
 
@@ -87,7 +72,7 @@ class _DiffusionTrainer:
         local = config.local_batch_size(dist.world_size)
         self.slots = range(dist.rank * local, (dist.rank + 1) * local)
         self.gradients = FlatGradients(head.parameters())
-        # Fused, because that AdamW leaves an update out on the device's own say: `found_inf`.
+        # Fused, because that AdamW, as our Muon, leaves an update out on the device's own say: `found_inf`.
         self.optimizers = build_optimizers(config, head, fused=True)
         self.ema = EMA(dict(head.named_parameters()), config.ema_rate)
         self._skipped_in_a_row = torch.zeros((), device=dist.device)
@@ -151,7 +136,8 @@ class _DiffusionTrainer:
             min_ratio=config.lr_min_ratio,
         )
         for optimizer in self.optimizers:
-            step_if(finite, optimizer)
+            optimizer.found_inf = (~finite).float()  # type: ignore[attr-defined]
+            optimizer.step()
         self.gradients.zero()
         self.ema.update(warmed_up_rate(config.ema_rate, self.step))
         self._skipped_in_a_row = torch.where(finite, 0.0, self._skipped_in_a_row + 1)

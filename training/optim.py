@@ -2,7 +2,7 @@
 
 `AdamATan2` replaces Adam's division by an arctangent, which needs no epsilon (Everett et al. 2024, "Scaling Exponents
 Across Parameterizations and Optimizers"). `SignSGD` updates the rows of the puzzle table that the batch touched.
-AdamW and Muon come from PyTorch.
+AdamW comes from PyTorch, and so does Muon but for how its step is computed.
 """
 
 from __future__ import annotations
@@ -136,6 +136,59 @@ class SignSGD(Optimizer):
         weights[ids] = weights[ids] * (1 - group["lr"] * group["weight_decay"]) - group["lr"] * direction
 
 
+class BatchedMuon(torch.optim.Muon):
+    """PyTorch's Muon, which orthogonalises matrices of one shape together: its own loop over matrices takes hundreds of
+    kernels a step, each too small for a GPU.
+
+    `found_inf`, as fused AdamW has it: a 0-D tensor on the device, above 0 where the update must change nothing.
+    """
+
+    found_inf: Tensor | None = None
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
+        for group in self.param_groups:
+            by_shape: dict[torch.Size, list[Tensor]] = {}
+            for p in group["params"]:
+                if p.grad is not None:
+                    by_shape.setdefault(p.shape, []).append(p)
+            for params in by_shape.values():
+                self._update(group, params)
+
+    def _update(self, group: dict[str, Any], params: list[Tensor]) -> None:
+        """``m <- lerp(m, g, 1 - beta); p <- (1 - lr wd) p - lr sqrt(max(1, rows / columns)) NS(lerp(g, m, beta))``."""
+        lr, beta = group["lr"], group["momentum"]
+        for p in params:
+            if not self.state[p]:
+                self.state[p]["momentum_buffer"] = torch.zeros_like(p)
+        buffers = [self.state[p]["momentum_buffer"] for p in params]
+        gradients, before = torch.stack([p.grad for p in params if p.grad is not None]), torch.stack(buffers)
+        momentum = before.lerp(gradients, 1 - beta)
+        directions = orthogonalized(gradients.lerp(momentum, beta), group["ns_coefficients"], group["ns_steps"])
+        decay: Any = lr * group["weight_decay"]
+        if self.found_inf is not None:
+            lost = self.found_inf > 0
+            momentum, directions = torch.where(lost, before, momentum), directions.masked_fill(lost, 0)
+            decay = torch.where(lost, 0.0, decay)
+        torch._foreach_copy_(buffers, list(momentum))
+        torch._foreach_mul_(params, 1 - decay)
+        rows, columns = params[0].shape
+        torch._foreach_add_(params, list(directions), alpha=-lr * math.sqrt(max(1, rows / columns)))
+
+
+def orthogonalized(matrices: Tensor, coefficients: tuple[float, float, float], steps: int) -> Tensor:
+    """Matrices [n, r, c] with singular values brought near 1, in their dtype (Newton-Schulz in bf16, Jordan 2024)."""
+    a, b, c = coefficients
+    tall = matrices.shape[1] > matrices.shape[2]
+    x = matrices.bfloat16()
+    x = x.mT if tall else x
+    x = x / x.norm(dim=(1, 2), keepdim=True).clamp(min=1e-7)
+    for _ in range(steps):
+        gram = x @ x.mT
+        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    return (x.mT if tall else x).to(matrices.dtype)
+
+
 def packaged_adam_atan2() -> type[Optimizer] | None:
     """The `adam-atan2` package's optimiser, where it imports, its CUDA kernel runs and one step agrees with ours."""
     if not torch.cuda.is_available() or importlib.util.find_spec("adam_atan2_backend") is None:
@@ -178,7 +231,7 @@ def build_optimizers(config: OptimizerSettings, model: nn.Module, fused: bool | 
     matrices = {"params": [params[key] for key in params if key in hidden], "base_lr": config.optim.muon_lr}
     rest = {"params": [params[key] for key in params if key not in hidden], "base_lr": config.lr}
     muon: dict[str, Any] = {"lr": 0.0, "momentum": config.optim.muon_momentum, "weight_decay": decay}
-    return [torch.optim.Muon([matrices], **muon), torch.optim.AdamW([rest], **adam, fused=fused)]
+    return [BatchedMuon([matrices], **muon), torch.optim.AdamW([rest], **adam, fused=fused)]
 
 
 def set_learning_rates(

@@ -48,7 +48,7 @@ class Perturbation:
         prev, other, target = prev.clone(), other.clone(), target.clone()
         for i, latents in enumerate((prev, other)):
             latents[first::2] = self._moved(latents[first::2], scale * noise[:, i])
-        target[first::2] = self._update(prev[first::2], (other + x)[first::2], types[first::2])
+        target[first::2] = self.teacher.update(prev[first::2], (other + x)[first::2], types[first::2])
         return prev, other, target
 
     def _moved(self, latent: Tensor, move: Tensor) -> Tensor:
@@ -56,12 +56,3 @@ class Perturbation:
         length = latent.float().square().mean(-1, keepdim=True).sqrt()
         moved = rms_norm(latent.float() + length * move, self.teacher.config.rms_norm_eps)
         return (length * moved).to(latent.dtype)
-
-    def _update(self, state: Tensor, injection: Tensor, types: Tensor) -> Tensor:
-        """The teacher's updates, each row by the level of its type."""
-        inner = self.teacher.model.model.inner
-        cos_sin = None if inner.rotary is None else inner.rotary()
-        updated = inner.L_level(state, injection, cos_sin)
-        if not hasattr(inner, "H_level"):
-            return updated
-        return torch.where(types.view(-1, 1, 1) == 1, inner.H_level(state, injection, cos_sin), updated)

@@ -93,6 +93,15 @@ class Teacher:
         """Of the latents."""
         return self.config.dtype
 
+    def update(self, state: Tensor, injection: Tensor, types: Tensor) -> Tensor:
+        """Single updates of latents [B, P, D], each row by the level of its type: int64 [B], 0 for z_L, 1 for z_H."""
+        inner = self.model.model.inner
+        cos_sin = None if inner.rotary is None else inner.rotary()
+        updated = inner.L_level(state, injection, cos_sin)
+        if not hasattr(inner, "H_level"):
+            return updated
+        return torch.where(types.view(-1, 1, 1) == 1, inner.H_level(state, injection, cos_sin), updated)
+
 
 def open_teacher(
     checkpoint: str,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from torch import nn
 from models.sparse_embedding import CastedSparseEmbedding
 from training.config import load_config
 from training.ema import EMA
-from training.optim import AdamATan2, SignSGD, build_optimizers, learning_rate, set_learning_rates
+from training.optim import AdamATan2, BatchedMuon, SignSGD, build_optimizers, learning_rate, set_learning_rates
 from training.state import exploration
 
 
@@ -39,6 +40,30 @@ def test_adam_atan2_stays_finite_on_zero_gradients() -> None:
     parameter.grad = torch.zeros(3)
     AdamATan2([parameter], lr=0.1, weight_decay=0.0).step()
     assert torch.equal(parameter.detach(), torch.ones(3))
+
+
+@pytest.mark.parametrize("decay", [0.0, 0.3])
+def test_muon_in_batches_of_one_shape_is_muon(decay: float) -> None:
+    shapes = [(12, 5), (5, 12), (12, 5), (7, 7), (12, 5), (5, 12)]
+    generator = torch.Generator().manual_seed(0)
+    start = [torch.randn(shape, generator=generator) for shape in shapes]
+    theirs, ours = ([nn.Parameter(p.clone()) for p in start] for _ in range(2))
+    settings: dict[str, Any] = {"lr": 0.05, "momentum": 0.9, "weight_decay": decay}
+    optimizers = [torch.optim.Muon(theirs, **settings), BatchedMuon(ours, **settings)]
+    for step in range(4):
+        for one, other in zip(theirs, ours, strict=True):
+            one.grad = torch.randn(one.shape, generator=generator) * 10.0**step
+            other.grad = one.grad.clone()
+        for optimizer in optimizers:
+            optimizer.step()
+    for one, other, before in zip(theirs, ours, start, strict=True):
+        moved = (one - before).norm()
+        assert (other - one).norm() < 0.02 * moved  # both compute in bf16
+        assert moved > 0.1
+        momentum = (
+            optimizer.state[p]["momentum_buffer"] for optimizer, p in zip(optimizers, (one, other), strict=True)
+        )
+        torch.testing.assert_close(*momentum)
 
 
 def make_table() -> CastedSparseEmbedding:

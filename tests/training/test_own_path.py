@@ -1,0 +1,171 @@
+"""The head's own path: where a lane leads, that the teacher answers for it, and when it starts anew."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from diffusion.normalisation import LatentNormalizer
+from diffusion.process import NoiseProcess
+from diffusion.schedule import alphas_cumprod
+from models.diffusion_916 import Diffusion916
+from tests.training.test_perturbation import Stub, teacher_of
+from training.harvest_batches import LayerBatch
+from training.own_path import OwnPath
+
+BATCH, H, L, LAST = 8, 2, 2, 3
+BLOCKS = L + 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Runner(Stub):
+    """What a lane asks of a teacher beyond its updates."""
+
+    H_cycles: int = H
+    L_cycles: int = L
+    halt_max_steps: int = LAST
+
+
+def teacher() -> Any:
+    return Runner(teacher_of("trm").model)
+
+
+def head_of(teacher: Any, perfect: bool = True) -> Diffusion916:
+    """A head that is the teacher's update, or one that knows nothing."""
+    config = teacher.config
+    normalizer = LatentNormalizer.identity(2, config.hidden_size)
+    settings: dict[str, Any] = {"latent_size": config.hidden_size, "length": config.latent_length, "num_heads": 2}
+    settings |= {"num_layers": 1, "forward_dtype": "float32"}
+    torch.manual_seed(0)
+    head = Diffusion916(settings, NoiseProcess(alphas_cumprod("linear", 100)), normalizer)
+    if perfect:
+        head.init_from_level(teacher.model.model.inner.L_level)
+    return head
+
+
+def rows_of(teacher: Any, seed: int = 1) -> tuple[LayerBatch, Tensor, Tensor]:
+    """A batch of harvested rows, all x, and which updates of their ACT steps they are."""
+    shape = (BATCH, teacher.config.latent_length, teacher.config.hidden_size)
+    generator = torch.Generator().manual_seed(seed)
+    prev, other, x = torch.randn(3, *shape, generator=generator)
+    prev, other = (z / z.square().mean(-1, keepdim=True).sqrt() for z in (prev, other))
+    row = torch.arange(BATCH) % (H * BLOCKS)
+    types = (row % BLOCKS == L).to(torch.int64)
+    read = torch.where(types.view(-1, 1, 1) == 0, x, 0)
+    numbers = torch.full((BATCH,), 1), row % BLOCKS, torch.arange(BATCH) + 10 * seed
+    return LayerBatch(prev, other, read, teacher.update(prev, other + read, types), types, *numbers), x, row
+
+
+def own_path(teacher: Any, head: Any, updates: float = 1e9, slots: range = range(BATCH), seed: int = 3) -> OwnPath:
+    return OwnPath(teacher, head, updates, seed, slots, torch.device("cpu"))
+
+
+def recursion(teacher: Any, z_L: Tensor, z_H: Tensor, x: Tensor, row: int) -> Any:
+    """The states z_L, z_H before update `row` of an ACT step and all that follow, one row alone."""
+    while True:
+        yield z_L, z_H, row
+        kind = torch.tensor([int(row % BLOCKS == L)])
+        if kind == 1:
+            z_H = teacher.update(z_H[None], z_L[None], kind)[0]
+        else:
+            z_L = teacher.update(z_L[None], (z_H + x)[None], kind)[0]
+        row = (row + 1) % (H * BLOCKS)
+
+
+@torch.no_grad()
+def test_a_perfect_head_leads_along_the_teachers_path() -> None:
+    """Types, ACT steps and both latents follow the recursion, over the ends of H-cycles and of ACT steps."""
+    trm = teacher()
+    lanes = own_path(trm, head_of(trm))
+    batch, x, row = rows_of(trm)
+    paths = []
+    for slot in range(0, BATCH, 2):
+        states = (batch.other, batch.prev) if batch.types[slot] else (batch.prev, batch.other)
+        paths.append(recursion(trm, states[0][slot], states[1][slot], x[slot], int(row[slot])))
+    for step in range(2 * H * BLOCKS):
+        found = lanes(step, *rows_of(trm, seed=1 + step))
+        for lane, path in enumerate(paths):
+            z_L, z_H, at = next(path)
+            slot = 2 * lane + step % 2
+            assert found.position[slot] == at % BLOCKS and found.types[slot] == (at % BLOCKS == L)
+            assert found.act_step[slot] == 1 + (int(row[2 * lane]) + step) // (H * BLOCKS)
+            assert found.puzzle[slot] == batch.puzzle[2 * lane]
+            expected = (z_H, z_L) if found.types[slot] else (z_L, z_H)
+            for ours, theirs in zip((found.prev[slot], found.other[slot]), expected, strict=True):
+                torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-4)
+            read = 0 if found.types[slot] else x[2 * lane]
+            torch.testing.assert_close(found.x[slot], torch.zeros_like(z_L) + read)
+
+
+@torch.no_grad()
+def test_the_teacher_answers_for_where_a_poor_head_leads() -> None:
+    trm = teacher()
+    lanes = own_path(trm, head_of(trm, perfect=False))
+    for step in range(7):
+        given, x, row = rows_of(trm, seed=1 + step)
+        found = lanes(step, given, x, row)
+        own, path = slice(step % 2, None, 2), slice(1 - step % 2, None, 2)
+        for field in dataclasses.fields(LayerBatch):
+            assert torch.equal(getattr(found, field.name)[path], getattr(given, field.name)[path]), field.name
+        torch.testing.assert_close(found.target, trm.update(found.prev, found.other + found.x, found.types))
+        if step:  # it is off the teacher's path, and not where the batch was
+            assert (found.prev[own] - given.prev[own]).abs().amax((1, 2)).min() > 0.1
+
+
+@torch.no_grad()
+def test_lanes_start_anew_from_the_rows_they_replace() -> None:
+    trm = teacher()
+    head = head_of(trm, perfect=False)
+    always = own_path(trm, head, updates=1.0)
+    for step in range(3):
+        given, x, row = rows_of(trm, seed=1 + step)
+        found = always(step, given, x, row)
+        for field in dataclasses.fields(LayerBatch):
+            torch.testing.assert_close(getattr(found, field.name), getattr(given, field.name), rtol=0, atol=1e-5)
+    lanes = own_path(trm, head, updates=4.0)
+    ages, age = [], torch.zeros(BATCH // 2)
+    for step in range(400):
+        given, x, row = rows_of(trm, seed=1 + step % 7)
+        given = dataclasses.replace(given, act_step=torch.full((BATCH,), -100))  # far from the last
+        found = lanes(step, given, x, row)
+        fresh = (found.prev == given.prev)[step % 2 :: 2].all((1, 2))
+        ages += age[fresh].tolist() if step else []
+        age = torch.where(fresh, 1, age + 1)
+    assert sum(ages) / len(ages) == pytest.approx(4.0, rel=0.15)
+
+
+@torch.no_grad()
+def test_no_lane_goes_beyond_the_last_act_step() -> None:
+    trm = teacher()
+    lanes = own_path(trm, head_of(trm, perfect=False))
+    steps = [lanes(step, *rows_of(trm)).act_step.max() for step in range(3 * LAST * H * BLOCKS)]
+    assert max(steps) == LAST and steps.count(torch.tensor(1)) > 1
+
+
+@torch.no_grad()
+def test_lanes_depend_on_the_slot_and_go_on_from_what_was_saved() -> None:
+    trm = teacher()
+    head = head_of(trm, perfect=False)
+    whole, saved = own_path(trm, head, updates=3.0), own_path(trm, head, updates=3.0)
+    parts = [own_path(trm, head, updates=3.0, slots=slots) for slots in (range(2), range(2, BATCH))]
+    for step in range(6):
+        given, x, row = rows_of(trm, seed=1 + step)
+        found = whole(step, given, x, row)
+        for part, slots in zip(parts, (slice(0, 2), slice(2, BATCH)), strict=True):
+            own = LayerBatch(*(getattr(given, field.name)[slots] for field in dataclasses.fields(LayerBatch)))
+            torch.testing.assert_close(part(step, own, x[slots], row[slots]).prev, found.prev[slots])
+        if step == 3:
+            pairs, tensors = whole.saved()
+            assert pairs == range(BATCH // 2)
+            saved.load({name: tensor.clone() for name, tensor in tensors.items()})
+        elif step > 3:
+            again = saved(step, given, x, row)
+            assert all(torch.equal(getattr(again, f.name), getattr(found, f.name)) for f in dataclasses.fields(again))
+    other = own_path(trm, head, updates=3.0, seed=4)
+    assert not torch.equal(other._restarts(5), whole._restarts(5)) or not torch.equal(
+        other._restarts(6), whole._restarts(6)
+    )

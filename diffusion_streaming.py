@@ -336,7 +336,7 @@ class LayerUpdateStreamer(_ActStepStreamer):
         if self.perturbation > 0:
             beside = [f"every other row is moved by up to {self.perturbation:g} of its latents' length"]
         elif self.own_path is not None:
-            beside = [f"every other row is on the head's own path, {self.options.own_path:g} updates on average"]
+            beside = [f"every fourth row is on the head's own path, {self.options.own_path:g} updates on average"]
         return super().describe() + beside
 
     def batch(self, step: int) -> LayerBatch:

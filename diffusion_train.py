@@ -41,7 +41,7 @@ from training.flops import head_flops, teacher_flops, training_bytes
 from training.lock import exclusive
 from training.logging import RunLogger, check_packages, open_logger
 from training.manifest import read_manifest
-from training.own_path import OwnPath
+from training.own_path import ROWS_PER_LANE, OwnPath
 from training.plots import plot_curves
 from training.resume import checkpoint_to_resume
 from training.same_run import check_same_head
@@ -153,8 +153,11 @@ def announce(run: Run, trainer: Trainer, logger: RunLogger, accuracy: float) -> 
     entries = config.global_batch_size / (config.harvest.replay * streamer.rows_per_entry)
     teaching = teacher_flops(run.teacher)
     taught = teaching["act_step"] * act_steps * entries
-    if run.streamer.perturbation > 0 or run.own_path is not None:  # every other row is beside the teacher's path
-        taught += teaching["application"] * config.global_batch_size / 2
+    if run.streamer.perturbation > 0:
+        taught += teaching["application"] * config.global_batch_size / 2  # every other row is moved
+    if run.own_path is not None:
+        lane = teaching["application"] + head_flops(trainer.head)["forward"]
+        taught += lane * config.global_batch_size / ROWS_PER_LANE
     logger.message(
         f"{config.diffusion.name}: {parameters:,} parameters; a step of {config.global_batch_size} rows takes "
         f"{step / 1e9:,.4g} GFLOP and {taught / 1e9:,.4g} GFLOP of harvest; about {need / 2**30:.3g} GiB in a process"
@@ -167,7 +170,7 @@ def harvest(run: Run, trainer: Trainer) -> None:
     if run.path is not None:
         streamer.restore(trainer.step)
         if run.own_path is not None:
-            run.own_path.load(load_checkpoint(run.path, groups=(LANES,), slots=run.own_path.pairs).shards[LANES])
+            run.own_path.load(load_checkpoint(run.path, groups=(LANES,), slots=run.own_path.places).shards[LANES])
         if streamer.checksum() != read_manifest(run.path).meta["harvest"]["checksum"]:
             raise InputError(
                 f"{run.path}: the latents harvested again for step {trainer.step} are not those of the run; continue "

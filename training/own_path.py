@@ -23,6 +23,8 @@ from training.harvest_batches import LayerBatch
 from training.teacher import Teacher
 
 RESTART_STREAM = 222  # tells these draws from all others
+# Rows of a batch for each one that is of a lane: enough on the teacher's own path, and lanes cost a forward pass each.
+ROWS_PER_LANE = 4
 
 
 @dataclass
@@ -47,33 +49,33 @@ class Lanes:
 
 
 class OwnPath:
-    """Puts states of the head's own path, with the teacher's updates from there, in place of every other row.
+    """Puts states of the head's own path, with the teacher's updates from there, in place of every fourth row.
 
-    There is a lane for every two slots of the global batch; its row takes the place of the one and of the other by
-    turns, so that no puzzles are left out of the path itself. `updates` is the mean number of updates that a lane goes
-    on for, before it starts anew from the row that it replaces; it never goes beyond the teacher's last ACT step.
-    `InputError` for an odd number of slots.
+    There is a lane for every four slots of the global batch; its row takes the place of each by turns, so that no
+    puzzles are left out of the path itself. `updates` is the mean number of updates that a lane goes on for, before it
+    starts anew from the row that it replaces; it never goes beyond the teacher's last ACT step. `InputError` where the
+    slots cannot be shared out.
     """
 
     def __init__(
         self, teacher: Teacher, head: DiffusionHead, updates: float, seed: int, slots: range, device: torch.device
     ):
         self.teacher, self.updates, self.seed, self.device = teacher, updates, seed, device
-        if len(slots) % 2:
+        if len(slots) % ROWS_PER_LANE:
             raise InputError(
-                f"harvest.own_path={updates:g} takes every other of the {len(slots)} rows of a process: make "
-                "global_batch_size a multiple of twice the number of processes"
+                f"harvest.own_path={updates:g} takes every {ROWS_PER_LANE}th of the {len(slots)} rows of a process: "
+                f"make global_batch_size a multiple of {ROWS_PER_LANE} times the number of processes"
             )
-        self.pairs = range(slots.start // 2, slots.stop // 2)
+        self.places = range(slots.start // ROWS_PER_LANE, slots.stop // ROWS_PER_LANE)
         self.blocks = teacher.L_cycles + 1
         self.lanes: Lanes | None = None
         self._sampler = HeadSampler(head, "layer", "ddim", 1, device=device, seed=seed)
 
     @torch.no_grad()
     def __call__(self, step: int, batch: LayerBatch, x: Tensor, row: Tensor) -> LayerBatch:
-        """`batch` of step `step` with every other row replaced. `x` [B, P, D]: that of rows of type 1 as well; `row`
-        int64 [B]: which updates of their ACT steps they are."""
-        own = slice(step % 2, None, 2)
+        """`batch` of step `step`, in whose tensors every fourth row is replaced. `x` [B, P, D]: that of rows of type 1
+        as well; `row` int64 [B]: which updates of their ACT steps they are."""
+        own = slice(step % ROWS_PER_LANE, None, ROWS_PER_LANE)
         harvested = self._of_rows(batch, x, row, own)
         if self.lanes is None:
             self.lanes = harvested
@@ -85,7 +87,7 @@ class OwnPath:
     def saved(self) -> tuple[range, dict[str, Tensor]]:
         """The lanes by their place among all, for a checkpoint."""
         assert self.lanes is not None, "lanes begin with the first batch"
-        return self.pairs, self.lanes.tensors()
+        return self.places, self.lanes.tensors()
 
     def load(self, tensors: dict[str, Tensor]) -> None:
         """Go on from the `tensors` of lanes that were saved."""
@@ -114,7 +116,7 @@ class OwnPath:
     def _advanced(self, lanes: Lanes, step: int) -> Lanes:
         """The lanes after one more update by the head as it is now, from pure noise as in a rollout."""
         types, conditions = self._conditions(lanes)
-        key = torch.arange(self.pairs.start, self.pairs.stop, device=self.device) + step * KEY_STRIDE
+        key = torch.arange(self.places.start, self.places.stop, device=self.device) + step * KEY_STRIDE
         updated = self._sampler(conditions, types, key)[:, 0].to(lanes.z_L.dtype)
         is_answer = types.view(-1, 1, 1) == 1
         row = (lanes.row + 1) % (self.teacher.H_cycles * self.blocks)
@@ -130,7 +132,7 @@ class OwnPath:
     def _restarts(self, step: int) -> Tensor:
         """Which lanes start anew, bool [n]: one in `updates` of them."""
         draws = np.random.Generator(np.random.Philox(key=[self.seed, RESTART_STREAM], counter=[0, 0, 0, step]))
-        chosen = draws.random(self.pairs.stop)[self.pairs.start :] * self.updates < 1
+        chosen = draws.random(self.places.stop)[self.places.start :] * self.updates < 1
         return torch.from_numpy(chosen).to(self.device, non_blocking=True)
 
     def _replaced(self, batch: LayerBatch, own: slice, lanes: Lanes) -> LayerBatch:
@@ -145,7 +147,6 @@ class OwnPath:
             "position": lanes.row % self.blocks,
             "puzzle": lanes.puzzle,
         }
-        found = {name: getattr(batch, name).clone() for name in rows}
         for name, values in rows.items():
-            found[name][own] = values
-        return LayerBatch(**found)
+            getattr(batch, name)[own] = values
+        return batch

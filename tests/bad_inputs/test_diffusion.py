@@ -72,6 +72,8 @@ COMMAND_LINES = [
     ("harvest.jump_to=2", "harvest.jump_to=2 has no effect with diffusion.rows=layer: drop it"),
     ("harvest.jump_from=[1]", r"harvest.jump_from=\[1\] has no effect with diffusion.rows=layer: drop it"),
     (f"{JUMP} harvest.act_step_weights=uniform", "harvest.act_step_weights=uniform has no effect with .*rows=jump"),
+    (f"{JUMP} harvest.own_path=9", "harvest.own_path=9.0 has no effect with diffusion.rows=jump"),
+    ("harvest.own_path=9 harvest.perturbation=0.1", "harvest.own_path=9 and harvest.perturbation=0.1 both take"),
     (f"{JUMP} harvest.perturbation=0.1", "harvest.perturbation=0.1 has no effect with diffusion.rows=jump"),
     ("diffusion=d916_regression diffusion.loss.weighting=snr", "weighting=snr weights noise levels, of which"),
     ("eval_interval=9", "eval_interval=9 is longer than max_steps=4"),

@@ -76,9 +76,10 @@ def kill(place: str, when: int, command: list[str]) -> None:
     "more",
     [
         ["diffusion=diffusion_916", "harvest.replay=0.5"],
+        ["diffusion=diffusion_916", "harvest.replay=0.5", "harvest.own_path=5"],
         ["diffusion=diffusion_9160", "diffusion.num_layers=2", "harvest.buffer_device=host"],
     ],
-    ids=["layer", "h_cycle"],
+    ids=["layer", "own path", "h_cycle"],
 )
 def test_killed_in_the_harvest_and_in_training_a_run_equals_one_that_was_not(
     more: list[str], folder: Path, tmp_path: Path
@@ -216,7 +217,7 @@ def test_evaluation_leaves_training_alone(folder: Path, tmp_path: Path) -> None:
 
 def test_two_processes_compute_what_one_does(folder: Path, tmp_path: Path) -> None:
     # AdamW: Muon makes its updates orthogonal in bfloat16, where the order of a sum shows in the fourth digit.
-    more = ["harvest.ring_gib=0.1", "max_steps=8", "checkpoint_interval=4", "optim=adamw"]
+    more = ["harvest.ring_gib=0.1", "max_steps=8", "checkpoint_interval=4", "optim=adamw", "harvest.own_path=5"]
     commands = [head_command(folder / "teacher", tmp_path / name, *more) for name in ("one", "two")]
     assert train(*commands[0]) == 0
     torchrun("diffusion_train.py", commands[1])

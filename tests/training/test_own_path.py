@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from typing import Any
 
@@ -15,9 +16,9 @@ from diffusion.schedule import alphas_cumprod
 from models.diffusion_916 import Diffusion916
 from tests.training.test_perturbation import Stub, teacher_of
 from training.harvest_batches import LayerBatch
-from training.own_path import OwnPath
+from training.own_path import ROWS_PER_LANE, OwnPath
 
-BATCH, H, L, LAST = 8, 2, 2, 3
+BATCH, H, L, LAST = 16, 2, 2, 3
 BLOCKS = L + 1
 
 
@@ -83,21 +84,22 @@ def test_a_perfect_head_leads_along_the_teachers_path() -> None:
     lanes = own_path(trm, head_of(trm))
     batch, x, row = rows_of(trm)
     paths = []
-    for slot in range(0, BATCH, 2):
+    for slot in range(0, BATCH, ROWS_PER_LANE):
         states = (batch.other, batch.prev) if batch.types[slot] else (batch.prev, batch.other)
         paths.append(recursion(trm, states[0][slot], states[1][slot], x[slot], int(row[slot])))
     for step in range(2 * H * BLOCKS):
         found = lanes(step, *rows_of(trm, seed=1 + step))
         for lane, path in enumerate(paths):
             z_L, z_H, at = next(path)
-            slot = 2 * lane + step % 2
+            first = ROWS_PER_LANE * lane
+            slot = first + step % ROWS_PER_LANE
             assert found.position[slot] == at % BLOCKS and found.types[slot] == (at % BLOCKS == L)
-            assert found.act_step[slot] == 1 + (int(row[2 * lane]) + step) // (H * BLOCKS)
-            assert found.puzzle[slot] == batch.puzzle[2 * lane]
+            assert found.act_step[slot] == 1 + (int(row[first]) + step) // (H * BLOCKS)
+            assert found.puzzle[slot] == batch.puzzle[first]
             expected = (z_H, z_L) if found.types[slot] else (z_L, z_H)
             for ours, theirs in zip((found.prev[slot], found.other[slot]), expected, strict=True):
                 torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-4)
-            read = 0 if found.types[slot] else x[2 * lane]
+            read = 0 if found.types[slot] else x[first]
             torch.testing.assert_close(found.x[slot], torch.zeros_like(z_L) + read)
 
 
@@ -107,10 +109,10 @@ def test_the_teacher_answers_for_where_a_poor_head_leads() -> None:
     lanes = own_path(trm, head_of(trm, perfect=False))
     for step in range(7):
         given, x, row = rows_of(trm, seed=1 + step)
-        found = lanes(step, given, x, row)
-        own, path = slice(step % 2, None, 2), slice(1 - step % 2, None, 2)
+        found = lanes(step, copy.deepcopy(given), x, row)
+        own = torch.arange(BATCH) % ROWS_PER_LANE == step % ROWS_PER_LANE
         for field in dataclasses.fields(LayerBatch):
-            assert torch.equal(getattr(found, field.name)[path], getattr(given, field.name)[path]), field.name
+            assert torch.equal(getattr(found, field.name)[~own], getattr(given, field.name)[~own]), field.name
         torch.testing.assert_close(found.target, trm.update(found.prev, found.other + found.x, found.types))
         if step:  # it is off the teacher's path, and not where the batch was
             assert (found.prev[own] - given.prev[own]).abs().amax((1, 2)).min() > 0.1
@@ -123,16 +125,16 @@ def test_lanes_start_anew_from_the_rows_they_replace() -> None:
     always = own_path(trm, head, updates=1.0)
     for step in range(3):
         given, x, row = rows_of(trm, seed=1 + step)
-        found = always(step, given, x, row)
+        found = always(step, copy.deepcopy(given), x, row)
         for field in dataclasses.fields(LayerBatch):
             torch.testing.assert_close(getattr(found, field.name), getattr(given, field.name), rtol=0, atol=1e-5)
     lanes = own_path(trm, head, updates=4.0)
-    ages, age = [], torch.zeros(BATCH // 2)
+    ages, age = [], torch.zeros(BATCH // ROWS_PER_LANE)
     for step in range(400):
         given, x, row = rows_of(trm, seed=1 + step % 7)
         given = dataclasses.replace(given, act_step=torch.full((BATCH,), -100))  # far from the last
-        found = lanes(step, given, x, row)
-        fresh = (found.prev == given.prev)[step % 2 :: 2].all((1, 2))
+        found = lanes(step, copy.deepcopy(given), x, row)
+        fresh = (found.prev == given.prev)[step % ROWS_PER_LANE :: ROWS_PER_LANE].all((1, 2))
         ages += age[fresh].tolist() if step else []
         age = torch.where(fresh, 1, age + 1)
     assert sum(ages) / len(ages) == pytest.approx(4.0, rel=0.15)
@@ -151,16 +153,16 @@ def test_lanes_depend_on_the_slot_and_go_on_from_what_was_saved() -> None:
     trm = teacher()
     head = head_of(trm, perfect=False)
     whole, saved = own_path(trm, head, updates=3.0), own_path(trm, head, updates=3.0)
-    parts = [own_path(trm, head, updates=3.0, slots=slots) for slots in (range(2), range(2, BATCH))]
+    parts = [own_path(trm, head, updates=3.0, slots=slots) for slots in (range(4), range(4, BATCH))]
     for step in range(6):
         given, x, row = rows_of(trm, seed=1 + step)
-        found = whole(step, given, x, row)
-        for part, slots in zip(parts, (slice(0, 2), slice(2, BATCH)), strict=True):
-            own = LayerBatch(*(getattr(given, field.name)[slots] for field in dataclasses.fields(LayerBatch)))
+        found = whole(step, copy.deepcopy(given), x, row)
+        for part, slots in zip(parts, (slice(0, 4), slice(4, BATCH)), strict=True):
+            own = LayerBatch(*(getattr(given, field.name)[slots].clone() for field in dataclasses.fields(LayerBatch)))
             torch.testing.assert_close(part(step, own, x[slots], row[slots]).prev, found.prev[slots])
         if step == 3:
-            pairs, tensors = whole.saved()
-            assert pairs == range(BATCH // 2)
+            places, tensors = whole.saved()
+            assert places == range(BATCH // ROWS_PER_LANE)
             saved.load({name: tensor.clone() for name, tensor in tensors.items()})
         elif step > 3:
             again = saved(step, given, x, row)

@@ -318,7 +318,7 @@ class LayerUpdateStreamer(_ActStepStreamer):
     def follow(self, head: DiffusionHead) -> None:
         """Let `head`, as it is at every step, lead to the rows of `harvest.own_path`, if there are to be any."""
         if self.options.own_path > 0:
-            own = (self.options.own_path, self.seed, self.slots, self.dist.device)
+            own = (self.options.own_path, self.seed, self.slots, self.dist)
             self.own_path = OwnPath(self.teacher, head, *own)
 
     @cached_property

@@ -42,6 +42,8 @@ from training.teacher import Teacher
 # Rows of a training step of each head; the cases that are measured.
 CASES: list[tuple[str, list[str], int]] = [
     ("diffusion_916", [], 192),
+    ("diffusion_916", ["harvest.own_path=84"], 192),
+    ("diffusion_916", ["harvest.own_path=84"], 384),
     ("d916_seed_eps", [], 96),
     ("diffusion_9160", [], 16),
     ("d9160_full", [], 8),
@@ -144,6 +146,8 @@ def bench_head(
     streamer = (LayerUpdateStreamer if by_layer else HCycleStreamer)(
         teacher, dist, config.harvest, global_batch_size=rows, seed=0
     )
+    if isinstance(streamer, LayerUpdateStreamer):
+        streamer.follow(head)
     streamer.fill()
     trainer = (DiffusionTrainer916 if by_layer else DiffusionTrainer9160)(head, config, dist)
     if device.type == "cuda":

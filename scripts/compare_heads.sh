@@ -3,14 +3,15 @@
 #
 #   bash scripts/compare_heads.sh runs/quickstart-sudoku runs/heads
 #
-# A head that is finished is left alone, so the same command goes on where it was stopped. STEPS, BATCH and PUZZLES set
-# the updates of a head for single updates, the rows of each and the held-out puzzles of an evaluation; heads for whole
-# H-cycles get half the updates and a quarter of the rows, which are many times as long. HEADS names some of the heads.
+# A head that is finished is left alone, so the same command goes on where it was stopped. STEPS and BATCH set the
+# updates of a head for single updates and the rows of each, CYCLE_STEPS and CYCLE_BATCH those of a head for whole
+# H-cycles, whose rows are many times as long; PUZZLES, the held-out puzzles of an evaluation; EVALUATE, more options of
+# evaluate.py. HEADS names some of the heads.
 set -euo pipefail
 teacher="$1" out="$2"
 steps="${STEPS:-3000}" batch="${BATCH:-384}" puzzles="${PUZZLES:-1000}"
+cycle_steps="${CYCLE_STEPS:-$((steps / 2))}" cycle_batch="${CYCLE_BATCH:-$((batch / 4))}"
 python="${PYTHON:-python}"
-half=$((steps / 2)) quarter=$((batch / 4))
 
 run() { # name, sampling steps, options of diffusion_train.py
     local name="$1" sampling="$2"
@@ -20,20 +21,22 @@ run() { # name, sampling steps, options of diffusion_train.py
     "$python" diffusion_train.py checkpoint="$teacher" checkpoint_path="$out/$name" lr=1e-3 eval_puzzles=64 "$@"
     [[ -f $out/$name/evaluation/metrics.json ]] ||
         "$python" evaluate.py checkpoint="$out/$name" output_dir="$out/$name/evaluation" \
-            diffusion.puzzles="$puzzles" diffusion.steps="$sampling"
+            diffusion.puzzles="$puzzles" diffusion.steps="$sampling" ${EVALUATE:-}
 }
 
 updates="max_steps=$steps global_batch_size=$batch"
-cycles="max_steps=$half global_batch_size=$quarter harvest.lanes_per_row=4"
+cycles="max_steps=$cycle_steps global_batch_size=$cycle_batch harvest.lanes_per_row=4"
+own="harvest.own_path=84"
 # S0's literal heads as written: the unshifted schedule, AdamW, and no rows from beside the teacher's path.
 literal="noise.shift=1 optim=adamw"
 
 # shellcheck disable=SC2086 # options are words
 {
-    run regression "[1]" diffusion=d916_regression noise.shift=4 $updates
-    run d916 "[1,4]" diffusion=diffusion_916 noise.shift=4 $updates regression_checkpoint="$out/regression"
+    run regression "[1]" diffusion=d916_regression noise.shift=4 $updates $own
+    run d916 "[1,4]" diffusion=diffusion_916 noise.shift=4 $updates $own
+    run d916_moved "[1]" diffusion=diffusion_916 noise.shift=4 $updates harvest.perturbation=0.3
     run d916_on_path "[1]" diffusion=diffusion_916 noise.shift=4 $updates harvest.perturbation=0
-    run d916_v "[1,4]" diffusion=d916_v noise.shift=4 $updates
+    run d916_v "[1,4]" diffusion=d916_v noise.shift=4 $updates $own
     run d916_seed "[1,10]" diffusion=d916_seed_eps $literal $updates harvest.perturbation=0
     run d9160 "[1,4]" diffusion=diffusion_9160 noise.shift=4 $cycles
     run d9160_seed "[1,4]" diffusion=d9160_seed_eps $literal $cycles

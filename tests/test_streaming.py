@@ -28,6 +28,8 @@ from models.losses import ACTLossHead
 from tests.models.test_models import ARCHITECTURES
 from tests.training.runs import TRM, build_sudoku_4x4, overrides
 from training.cli import run_cli
+from training.config import load_config
+from training.diffusion_head import build_head, head_config
 from training.diffusion_schema import HarvestConfig
 from training.distributed import Distributed
 from training.harvest import (
@@ -290,11 +292,18 @@ def test_bfloat16_on_a_gpu(trained: Teacher) -> None:
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
-@pytest.mark.parametrize("kind", STREAMERS)
+@pytest.mark.parametrize("kind", [*STREAMERS, "own path"])
 def test_no_harvest_waits_for_the_gpu(kind: str, trained: Teacher) -> None:
     teacher = variant_of(trained, "trm", "bfloat16", "cuda")
-    size = 0.3 if kind == "layer" else None
-    streamer = make(kind, teacher, Distributed(device=torch.device("cuda")), perturbation=size)
+    dist = Distributed(device=torch.device("cuda"))
+    beside: dict[str, Any] = (
+        {"perturbation": 0.3} if kind == "layer" else {"own_path": 5.0} if kind == "own path" else {}
+    )
+    streamer = make("layer" if kind == "own path" else kind, teacher, dist, **beside)
+    if kind == "own path":
+        config = load_config("cfg_diffusion_train", ["checkpoint=none"])
+        settings = head_config(config.diffusion, teacher)
+        streamer.follow(build_head(config.diffusion.name, settings, config.noise, dist.device))
     streamer.fill()
     streamer.batch(0)
     productions = streamer.productions

@@ -19,6 +19,7 @@ from datasets.common import InputError
 from models.diffusion_blocks import DiffusionHead
 from models.student import KEY_STRIDE
 from training.diffusion_sampling import HeadSampler
+from training.distributed import Distributed
 from training.harvest_batches import LayerBatch
 from training.teacher import Teacher
 
@@ -58,9 +59,9 @@ class OwnPath:
     """
 
     def __init__(
-        self, teacher: Teacher, head: DiffusionHead, updates: float, seed: int, slots: range, device: torch.device
+        self, teacher: Teacher, head: DiffusionHead, updates: float, seed: int, slots: range, dist: Distributed
     ):
-        self.teacher, self.updates, self.seed, self.device = teacher, updates, seed, device
+        self.teacher, self.updates, self.seed, self.dist = teacher, updates, seed, dist
         if len(slots) % ROWS_PER_LANE:
             raise InputError(
                 f"harvest.own_path={updates:g} takes every {ROWS_PER_LANE}th of the {len(slots)} rows of a process: "
@@ -69,7 +70,7 @@ class OwnPath:
         self.places = range(slots.start // ROWS_PER_LANE, slots.stop // ROWS_PER_LANE)
         self.blocks = teacher.L_cycles + 1
         self.lanes: Lanes | None = None
-        self._sampler = HeadSampler(head, "layer", "ddim", 1, device=device, seed=seed)
+        self._sampler = HeadSampler(head, "layer", "ddim", 1, device=dist.device, seed=seed)
 
     @torch.no_grad()
     def __call__(self, step: int, batch: LayerBatch, x: Tensor, row: Tensor) -> LayerBatch:
@@ -91,7 +92,7 @@ class OwnPath:
 
     def load(self, tensors: dict[str, Tensor]) -> None:
         """Go on from the `tensors` of lanes that were saved."""
-        self.lanes = Lanes(**{name: tensor.to(self.device) for name, tensor in tensors.items()})
+        self.lanes = Lanes(**{name: self.dist.send(tensor) for name, tensor in tensors.items()})
 
     @staticmethod
     def _of_rows(batch: LayerBatch, x: Tensor, row: Tensor, own: slice) -> Lanes:
@@ -116,7 +117,7 @@ class OwnPath:
     def _advanced(self, lanes: Lanes, step: int) -> Lanes:
         """The lanes after one more update by the head as it is now, from pure noise as in a rollout."""
         types, conditions = self._conditions(lanes)
-        key = torch.arange(self.places.start, self.places.stop, device=self.device) + step * KEY_STRIDE
+        key = torch.arange(self.places.start, self.places.stop, device=self.dist.device) + step * KEY_STRIDE
         updated = self._sampler(conditions, types, key)[:, 0].to(lanes.z_L.dtype)
         is_answer = types.view(-1, 1, 1) == 1
         row = (lanes.row + 1) % (self.teacher.H_cycles * self.blocks)
@@ -133,7 +134,7 @@ class OwnPath:
         """Which lanes start anew, bool [n]: one in `updates` of them."""
         draws = np.random.Generator(np.random.Philox(key=[self.seed, RESTART_STREAM], counter=[0, 0, 0, step]))
         chosen = draws.random(self.places.stop)[self.places.start :] * self.updates < 1
-        return torch.from_numpy(chosen).to(self.device, non_blocking=True)
+        return self.dist.send(torch.from_numpy(chosen))
 
     def _replaced(self, batch: LayerBatch, own: slice, lanes: Lanes) -> LayerBatch:
         types, (prev, other, x) = self._conditions(lanes)

@@ -15,6 +15,7 @@ from diffusion.process import NoiseProcess
 from diffusion.schedule import alphas_cumprod
 from models.diffusion_916 import Diffusion916
 from tests.training.test_perturbation import Stub, teacher_of
+from training.distributed import Distributed
 from training.harvest_batches import LayerBatch
 from training.own_path import ROWS_PER_LANE, OwnPath
 
@@ -62,7 +63,7 @@ def rows_of(teacher: Any, seed: int = 1) -> tuple[LayerBatch, Tensor, Tensor]:
 
 
 def own_path(teacher: Any, head: Any, updates: float = 1e9, slots: range = range(BATCH), seed: int = 3) -> OwnPath:
-    return OwnPath(teacher, head, updates, seed, slots, torch.device("cpu"))
+    return OwnPath(teacher, head, updates, seed, slots, Distributed())
 
 
 def recursion(teacher: Any, z_L: Tensor, z_H: Tensor, x: Tensor, row: int) -> Any:

@@ -41,7 +41,6 @@ from training.teacher import Teacher
 
 # Rows of a training step of each head; the cases that are measured.
 CASES: list[tuple[str, list[str], int]] = [
-    ("diffusion_916", [], 192),
     ("diffusion_916", ["harvest.own_path=84"], 192),
     ("diffusion_916", ["harvest.own_path=84"], 384),
     ("d916_seed_eps", [], 96),

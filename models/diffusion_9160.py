@@ -48,8 +48,8 @@ class TrajectoryConfig(HeadConfig):
 
 class Diffusion9160Config(ModulatedConfig, TrajectoryConfig):
     attention: Literal["alternating", "full"] = "alternating"
-    # What a noisy block holds at first: state, also a projection of x and of the latent that it is to replace; noise,
-    # nothing but itself, as in S0, so that the first layers are spent on fetching those.
+    # What a noisy block holds at first: state, also projections of x, of the latent that it is to replace and of the
+    # other one; noise, nothing but itself, as in S0, so that the first layers are spent on fetching those.
     start: Literal["state", "noise"] = "state"
 
     @model_validator(mode="after")
@@ -81,7 +81,9 @@ class Stem(nn.Module):
         self.noisy_proj = CastedLinear(size, size, bias=False)
         self.condition_proj = nn.ModuleList(CastedLinear(size, size, bias=False) for _ in range(CONDITION_BLOCKS))
         if config.start == "state":
-            self.start_x_proj, self.start_latent_proj = (CastedLinear(size, size, bias=False) for _ in range(2))
+            self.start_x_proj, self.start_latent_proj, self.start_other_proj = (
+                CastedLinear(size, size, bias=False) for _ in range(3)
+            )
         # As strong as the content: the noisy blocks differ in nothing else at high noise.
         roles = CONDITION_BLOCKS + config.target_blocks
         self.role_embedding = nn.Parameter(trunc_normal_init_(torch.empty(roles, size), std=1))
@@ -91,9 +93,11 @@ class Stem(nn.Module):
         projected = [proj(z).unsqueeze(1) for proj, z in zip(self.condition_proj, conditions, strict=True)]
         noisy_blocks = self.noisy_proj(blocks)
         if self.config.start == "state":
-            x, y_init, z_init = conditions
-            replaced = torch.where(types[:, :, None, None] == 1, y_init[:, None], z_init[:, None])
-            noisy_blocks = noisy_blocks + self.start_x_proj(x)[:, None] + self.start_latent_proj(replaced)
+            x, y_init, z_init = (z[:, None] for z in conditions)
+            for_y = self.start_latent_proj(y_init) + self.start_other_proj(z_init)
+            for_z = self.start_latent_proj(z_init) + self.start_other_proj(y_init)
+            noisy_blocks = noisy_blocks + self.start_x_proj(x)
+            noisy_blocks = noisy_blocks + torch.where(types[:, :, None, None] == 1, for_y, for_z)
         h = torch.cat((*projected, noisy_blocks), dim=1)
         return h + self.role_embedding[:, None, :].to(h.dtype)
 

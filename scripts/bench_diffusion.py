@@ -213,7 +213,7 @@ def main(argv: list[str]) -> None:
         if args.only is not None and args.only not in name:
             continue
         options = [*overrides, f"harvest.replay={args.replay}"]
-        figures = bench_head(name, options, 4 if args.tiny else rows, teacher, clock, dist, 0.01 if args.tiny else 8.0)
+        figures = bench_head(name, options, 4 if args.tiny else rows, teacher, clock, dist, 0.01 if args.tiny else 12.0)
         figures["share_of_peak"] = cast(float, figures["train_tflops"]) / peak
         figures["nfe_in_h_cycles"] = cast(float, figures["nfe_ms"]) / recursion["h_cycle_ms"]
         heads.append(figures)

@@ -75,7 +75,7 @@ class LossWeightConfig(Section):
 
 
 class DiffusionSection(Section):
-    """`name`, `rows` and `loss`; the other keys are the head's and its own `config_class` checks them."""
+    """`name`, `rows`, `loss`, `own_estimates`; other keys are the head's, and its `config_class` checks them."""
 
     model_config = ConfigDict(extra="allow")
 
@@ -84,11 +84,13 @@ class DiffusionSection(Section):
     rows: Rows
     """what it learns; layer: one update of one latent; h_cycle: all updates of an H-cycle; jump: a later ACT step"""
     loss: LossWeightConfig = LossWeightConfig()
+    own_estimates: bool = False
+    """add noise to the head's own estimate in every other row, as a sampler's later evaluations find it"""
 
     @property
     def hyperparameters(self) -> dict[str, Any]:
         """The head's keys, for ``config_class(**hyperparameters, **from_the_teacher)``."""
-        return self.model_dump(exclude={"name", "rows", "loss"})
+        return self.model_dump(exclude={"name", "rows", "loss", "own_estimates"})
 
 
 class NoiseSection(Section):
@@ -169,6 +171,12 @@ class DiffusionTrainConfig(RunConfig):
                 "optim.name=adam_atan2 is for recursive models; heads train with optim=muon or optim=adamw"
             )
         self._check_rows()
+        prediction = self.diffusion.hyperparameters.get("prediction", "eps")
+        if self.diffusion.own_estimates and prediction != "x0":
+            raise ValueError(
+                f"diffusion.own_estimates=true is for heads that predict x0, not diffusion.prediction={prediction}: "
+                "set diffusion.own_estimates=false"
+            )
         if max(self.sampler.steps) > self.noise.steps:
             raise ValueError(
                 f"sampler.steps={self.sampler.steps} has more than noise.steps={self.noise.steps}: "

@@ -101,6 +101,8 @@ class _DiffusionTrainer:
             t = self.timesteps()
             noise = self.noise(target.flatten(1, -2).shape[1:])
             noisy, wanted = self._corrupt(head, self.process, self.normalizer, target, types, t, noise)
+            if config.diffusion.own_estimates:
+                noisy = self._of_own_estimates(noisy, noise, t, batch.conditions, types)
             objective = config.diffusion.loss
             weight = loss_weight(head.output_kind, self.process.snr(t), objective.weighting, objective.min_snr_gamma)
 
@@ -119,6 +121,20 @@ class _DiffusionTrainer:
             "skipped": torch.where(finite, 0.0, one),
             "count": one,
         }
+
+    def _of_own_estimates(
+        self, noisy: Tensor, noise: Tensor, t: Tensor, conditions: tuple[Tensor, ...], types: Tensor
+    ) -> Tensor:
+        """`noisy` with every other row, by turns, made of the head's estimate from the pure noise of that row.
+
+        That is what DDIM makes of a first estimate: it keeps the noise. The answer asked for stays the truth, so that
+        a sampler's evaluations learn to improve on each other (scheduled sampling, Bengio et al. 2015).
+        """
+        own = slice((self.slots.start + self.step) % 2, None, 2)
+        last = torch.full_like(t[own], self.process.num_steps - 1)
+        estimate = self.head.predict(noise[own], last, *(z[own] for z in conditions), types=types[own]).x0
+        noisy[own] = self.process.add_noise(estimate, noise[own], t[own])
+        return noisy
 
     def _update(self, norm: Tensor, finite: Tensor) -> None:
         """Clip, step, average; where the gradient is not `finite` (bool, 0-D) the weights stay as they are."""

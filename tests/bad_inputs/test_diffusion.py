@@ -75,6 +75,8 @@ COMMAND_LINES = [
     (f"{JUMP} harvest.own_path=9", "harvest.own_path=9.0 has no effect with diffusion.rows=jump"),
     ("harvest.own_path=9 harvest.perturbation=0.1", "harvest.own_path=9 and harvest.perturbation=0.1 both take"),
     (f"{JUMP} harvest.perturbation=0.1", "harvest.perturbation=0.1 has no effect with diffusion.rows=jump"),
+    ("diffusion=d916_v diffusion.own_estimates=true", "own_estimates=true is for heads that predict x0, not .*=v"),
+    ("diffusion=d916_seed_eps diffusion.own_estimates=true", "own_estimates=true is for heads that predict x0"),
     ("diffusion=d916_regression diffusion.loss.weighting=snr", "weighting=snr weights noise levels, of which"),
     ("eval_interval=9", "eval_interval=9 is longer than max_steps=4"),
     ("sampler.steps=[2000]", r"sampler.steps=\[2000\] has more than noise.steps=1000"),

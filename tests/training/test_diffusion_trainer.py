@@ -126,6 +126,38 @@ def test_a_regression_head_sees_no_noise() -> None:
     assert losses[0] == losses[1]
 
 
+@pytest.mark.parametrize("step", [0, 1])
+@pytest.mark.parametrize("head", ["diffusion_916", "diffusion_9160"])
+def test_noise_on_the_heads_own_estimates(head: str, step: int) -> None:
+    """Every other row is what DDIM goes on with after its first evaluation; the answer asked for is the truth."""
+    trainer = trainer_of(f"diffusion={head}", "diffusion.own_estimates=true", "noise=cosine")
+    trainer.step = step
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for parameter in trainer.head.parameters():
+            parameter.add_(0.05 * torch.randn_like(parameter))
+    batch = batch_of(trainer)
+    target, types = trainer.target(batch)
+    t = trainer.timesteps()
+    truth = trainer.normalizer.normalize(target, types).flatten(1, -2)
+    noise = trainer.noise(truth.shape[1:])
+    with torch.no_grad():
+        first = trainer.head.predict(noise, torch.full_like(t, 999), *batch.conditions, types=types).x0
+    network, seen = trainer.head.network, []
+
+    def recorded(noisy: Tensor, *arguments: Any) -> Tensor:
+        seen.append((noisy.clone(), network(noisy, *arguments)))
+        return seen[-1][1]
+
+    trainer.head.network = recorded
+    loss = trainer.train_step(batch)["loss"]
+    noisy, output = seen[-1]
+    own = (torch.arange(ROWS) % 2 == step).view(-1, 1, 1)
+    assert (first - truth).abs().mean() > 0.1
+    torch.testing.assert_close(noisy, trainer.process.add_noise(torch.where(own, first, truth), noise, t))
+    assert float(loss) == pytest.approx(float((output - truth).square().flatten(1).mean(1).sum()), rel=1e-4)
+
+
 @pytest.mark.parametrize(("optim", "rate"), [("adamw", 0.01), ("muon", 0.02)])
 def test_training_reaches_what_it_is_shown(optim: str, rate: float) -> None:
     """On one batch for ever the error must fall far below that of saying nothing."""

@@ -51,6 +51,9 @@ class Diffusion9160Config(ModulatedConfig, TrajectoryConfig):
     # What a noisy block holds at first: state, also projections of x, of the latent that it is to replace and of the
     # other one; noise, nothing but itself, as in S0, so that the first layers are spent on fetching those.
     start: Literal["state", "noise"] = "state"
+    # How often the layers are applied, each time to what they made and what the blocks held at first, as the teacher's
+    # level is. A layer across blocks then comes before two within them: what the block before holds, and the update.
+    loops: int = Field(default=1, gt=0)
 
     @model_validator(mode="after")
     def _check_mixing(self) -> Diffusion9160Config:
@@ -137,7 +140,9 @@ class Diffusion9160(TrajectoryHead):
         self.time = TimeConditioning(settings.latent_size)
         self.stem = Stem(settings)
         within: Mixing = "mlp" if settings.mixes_by_mlp else "space"
-        order: tuple[Mixing, ...] = ("all",) if settings.attention == "full" else (within, "steps")
+        order: tuple[Mixing, ...] = (within, "steps") if settings.loops == 1 else ("steps", within, within)
+        if settings.attention == "full":
+            order = ("all",)
         self.layers.extend(ModulatedBlock(settings, order[i % len(order)]) for i in range(settings.num_layers))
         self.output = Output(settings)
 
@@ -146,6 +151,9 @@ class Diffusion9160(TrajectoryHead):
 
     def denoise(self, noisy: Tensor, t: Tensor, conditions: tuple[Tensor, ...], types: Tensor) -> Tensor:
         c = self.time(t)
-        h = self.stem(noisy, conditions, types)
-        h = self.through_layers(h, c, None if self.rotary is None else self.rotary(), drop=CONDITION_BLOCKS)
+        h = start = self.stem(noisy, conditions, types)
+        cos_sin = None if self.rotary is None else self.rotary()
+        for _ in range(self.config.loops - 1):
+            h = self.through_layers(h, c, cos_sin) + start
+        h = self.through_layers(h, c, cos_sin, drop=CONDITION_BLOCKS)
         return self.output(h, c)

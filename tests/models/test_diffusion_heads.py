@@ -39,6 +39,7 @@ VARIANTS: dict[str, tuple[type[DiffusionHead], dict[str, Any]]] = {
     "916_checkpointing": (Diffusion916, {"checkpointing": True}),
     "9160_alternating": (Diffusion9160, {"num_layers": 3}),
     "9160_alternating_mlp": (Diffusion9160, {"mlp_t": True, "num_layers": 2}),
+    "9160_looped": (Diffusion9160, {"num_layers": 3, "loops": 2}),
     "9160_full": (Diffusion9160, {"attention": "full", "num_layers": 2}),
     "9160_full_pre": (Diffusion9160, {"attention": "full", "num_layers": 2, "norm": "pre", "mlp_t": True}),
     "9160_jump": (Diffusion9160, {"target_kind": "jump", "target_blocks": 2, "num_layers": 2}),
@@ -291,7 +292,7 @@ def test_the_length_of_arc(kind: type[DiffusionHead]) -> None:
         assert head(noisy, t, *conditions).shape == (1, blocks * 916, 4)
 
 
-@pytest.mark.parametrize("name", ["9160_alternating", "9160_full", "9160_alternating_mlp", "9160_jump"])
+@pytest.mark.parametrize("name", ["9160_alternating", "9160_looped", "9160_full", "9160_alternating_mlp", "9160_jump"])
 def test_conditions_have_roles(name: str) -> None:
     """Swapping any two conditions changes the output, and every target block looks at every condition."""
     kind, changes = VARIANTS[name]
@@ -341,10 +342,29 @@ def test_noisy_blocks_start_from_the_latent_they_replace(target_kind: str, block
             parameter.zero_()
         stem.start_latent_proj.weight.copy_(torch.eye(D))
         stem.start_x_proj.weight.copy_(0.5 * torch.eye(D))
+        stem.start_other_proj.weight.copy_(0.25 * torch.eye(D))
         h = stem(noisy, (x, y_init, z_init), head.default_types(B, (x, y_init, z_init)))
     for block, name in zip(h[:, 3:].unbind(1), replaced, strict=True):
-        torch.testing.assert_close(block, {"y": y_init, "z": z_init}[name] + 0.5 * x)
+        own, other = (y_init, z_init) if name == "y" else (z_init, y_init)
+        torch.testing.assert_close(block, own + 0.5 * x + 0.25 * other)
     assert (h[:, :3] == 0).all()
+
+
+def test_a_looped_head_applies_its_layers_to_what_they_made_and_to_the_start() -> None:
+    head = build(Diffusion9160, num_layers=3, loops=3)
+    assert [layer.mixing for layer in head.layers] == ["steps", "space", "space"]
+    break_zero_init(head)
+    noisy, t, conditions = inputs(head)
+    parts: Any = head
+    with torch.no_grad():
+        c, cos_sin = parts.time(t), parts.rotary()
+        start = h = parts.stem(noisy, conditions, head.default_types(B, conditions))
+        for loop in range(3):
+            h = h + start if loop else h
+            for layer in parts.layers:
+                h = layer(h, c, cos_sin)
+        expected = parts.output(h[:, 3:], c)
+        torch.testing.assert_close(head.network(noisy, t, conditions), expected, rtol=1e-4, atol=1e-5)
 
 
 def test_noisy_blocks_have_roles() -> None:

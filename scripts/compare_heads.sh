@@ -5,8 +5,8 @@
 #
 # A head that is finished is left alone, so the same command goes on where it was stopped. STEPS and BATCH set the
 # updates of a head for single updates and the rows of each, CYCLE_STEPS and CYCLE_BATCH those of a head for whole
-# H-cycles, whose rows are many times as long; PUZZLES, the held-out puzzles of an evaluation; EVALUATE, more options of
-# evaluate.py. HEADS names some of the heads.
+# H-cycles, whose rows are many times as long; OPTIONS and EVALUATE are more options of diffusion_train.py and of
+# evaluate.py; PUZZLES, the held-out puzzles of an evaluation. HEADS names some of the heads.
 set -euo pipefail
 teacher="$1" out="$2"
 steps="${STEPS:-3000}" batch="${BATCH:-384}" puzzles="${PUZZLES:-1000}"
@@ -18,7 +18,7 @@ run() { # name, sampling steps, options of diffusion_train.py
     shift 2
     [[ " ${HEADS:-$name} " == *" $name "* ]] || return 0
     echo "== $name"
-    "$python" diffusion_train.py checkpoint="$teacher" checkpoint_path="$out/$name" lr=1e-3 eval_puzzles=64 "$@"
+    "$python" diffusion_train.py checkpoint="$teacher" checkpoint_path="$out/$name" lr=1e-3 eval_puzzles=64 "$@" ${OPTIONS:-}
     [[ -f $out/$name/evaluation/metrics.json ]] ||
         "$python" evaluate.py checkpoint="$out/$name" output_dir="$out/$name/evaluation" \
             diffusion.puzzles="$puzzles" diffusion.steps="$sampling" ${EVALUATE:-}
@@ -27,6 +27,8 @@ run() { # name, sampling steps, options of diffusion_train.py
 updates="max_steps=$steps global_batch_size=$batch"
 cycles="max_steps=$cycle_steps global_batch_size=$cycle_batch harvest.lanes_per_row=4"
 own="harvest.own_path=84"
+# Evaluations that improve on each other, from estimates that the noise does not hide.
+refining="diffusion.own_estimates=true noise.shift=2"
 # S0's literal heads as written: the unshifted schedule, AdamW, and no rows from beside the teacher's path.
 literal="noise.shift=1 optim=adamw"
 
@@ -39,6 +41,8 @@ literal="noise.shift=1 optim=adamw"
     run d916_v "[1,4]" diffusion=d916_v noise.shift=4 $updates $own
     run d916_seed "[1,10]" diffusion=d916_seed_eps $literal $updates harvest.perturbation=0
     run d9160 "[1,4]" diffusion=diffusion_9160 noise.shift=4 $cycles
+    run d9160_deep "[1,4]" diffusion=diffusion_9160 diffusion.num_layers=12 $refining $cycles
+    run d9160_looped "[1,4]" diffusion=d9160_looped noise.shift=4 $cycles
     run d9160_seed "[1,4]" diffusion=d9160_seed_eps $literal $cycles
-    run jump "[1,4]" diffusion=d9160_jump noise.shift=4 $cycles harvest.jump_to=4
+    run jump "[1,4]" diffusion=d9160_jump $refining $cycles harvest.jump_to=4
 }

@@ -49,8 +49,7 @@ from training.harvest_batches import (
     collate_hcycle_examples,
     collate_layer_examples,
 )
-from training.own_path import OwnPath
-from training.perturbation import Perturbation
+from training.own_path import OWN_PATH, ROWS_PER_LANE, OwnPath
 from training.teacher import Teacher
 from training.trajectory_ring import TrajectoryRing, affordable_entries, decimal_size
 
@@ -65,10 +64,6 @@ __all__ = [
     "collate_hcycle_examples",
     "collate_layer_examples",
 ]
-
-
-# Of single updates, where nothing is said: without it heads follow the teacher for some ACT steps, then lose it.
-PERTURBATION = 0.3
 
 
 class Drawn(NamedTuple):
@@ -166,11 +161,6 @@ class _BaseTrajectoryStreamer(ABC):
     def checksum(self) -> str:
         """Tells the rings of two runs apart; the same for any number of processes."""
         return self.ring.checksum()
-
-    @property
-    def perturbation(self) -> float:
-        """How far the latents of moved rows go, relative to their length; only single updates have such rows."""
-        return 0.0
 
     def describe(self) -> list[str]:
         """The size of what is never stored, and that of the ring, for the log."""
@@ -316,28 +306,15 @@ class LayerUpdateStreamer(_ActStepStreamer):
         return self._h_cycle_plan(self.layout.layer_rows)
 
     def follow(self, head: DiffusionHead) -> None:
-        """Let `head`, as it is at every step, lead to the rows of `harvest.own_path`, if there are to be any."""
-        if self.options.own_path > 0:
-            own = (self.options.own_path, self.seed, self.slots, self.dist)
-            self.own_path = OwnPath(self.teacher, head, *own)
-
-    @cached_property
-    def _perturbation(self) -> Perturbation:
-        return Perturbation(self.teacher, self.perturbation, self.seed, self.slots, self.dist.device)
-
-    @property
-    def perturbation(self) -> float:
-        if self.options.perturbation is None:
-            return 0.0 if self.options.own_path > 0 else PERTURBATION
-        return self.options.perturbation
+        """Let `head`, as it is at every step, lead to some of the rows, unless ``harvest.own_path=0``."""
+        updates = OWN_PATH if self.options.own_path is None else self.options.own_path
+        if updates > 0:
+            self.own_path = OwnPath(self.teacher, head, updates, self.seed, self.slots, self.dist)
 
     def describe(self) -> list[str]:
-        beside = []
-        if self.perturbation > 0:
-            beside = [f"every other row is moved by up to {self.perturbation:g} of its latents' length"]
-        elif self.own_path is not None:
-            beside = [f"every fourth row is on the head's own path, {self.options.own_path:g} updates on average"]
-        return super().describe() + beside
+        path = self.own_path
+        beside = "every {}th row is on the head's own path, {:g} updates on average"
+        return super().describe() + ([] if path is None else [beside.format(ROWS_PER_LANE, path.updates)])
 
     def batch(self, step: int) -> LayerBatch:
         drawn = self._draw(step)
@@ -345,8 +322,6 @@ class LayerUpdateStreamer(_ActStepStreamer):
         position = drawn.row % self.layout.blocks
         types = (position == self.layout.L_cycles).to(torch.int64)
         x_read = torch.where(types.view(-1, 1, 1) == 0, x, 0)
-        if self.perturbation > 0:
-            prev, other, target = self._perturbation(step, prev, other, x_read, types, target)
         batch = LayerBatch(prev, other, x_read, target, types, drawn.act_step, position, drawn.puzzle)
         return batch if self.own_path is None else self.own_path(step, batch, x, drawn.row)
 

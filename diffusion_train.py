@@ -112,8 +112,7 @@ def prepare(config: DiffusionTrainConfig, dist: Distributed) -> Run:
         check_same_head(config, meta, path)
         check_same_teacher(meta["teacher"], teacher)
         # As measured when the run began: another device rounds differently, and the draws follow the weights.
-        recorded = {key: meta["harvest"][key] for key in ("act_step_weights", "perturbation")}
-        options = options.model_copy(update=recorded)
+        options = options.model_copy(update={"act_step_weights": meta["harvest"]["act_step_weights"]})
     baseline = open_baseline(config, dist)
     if baseline is not None:
         check_same_teacher(baseline.meta["teacher"], teacher)
@@ -153,8 +152,6 @@ def announce(run: Run, trainer: Trainer, logger: RunLogger, accuracy: float) -> 
     entries = config.global_batch_size / (config.harvest.replay * streamer.rows_per_entry)
     teaching = teacher_flops(run.teacher)
     taught = teaching["act_step"] * act_steps * entries
-    if run.streamer.perturbation > 0:
-        taught += teaching["application"] * config.global_batch_size / 2  # every other row is moved
     if run.own_path is not None:
         lane = teaching["application"] + head_flops(trainer.head)["forward"]
         taught += lane * config.global_batch_size / ROWS_PER_LANE
@@ -285,7 +282,6 @@ def save(run: Run, trainer: Trainer, accuracy: float, needed: bool) -> None:
             "productions": run.streamer.productions,
             "checksum": run.streamer.checksum(),
             "act_step_weights": run.streamer.act_step_weights,
-            "perturbation": run.streamer.perturbation,
         },
         "total_steps": run.config.max_steps,
     }

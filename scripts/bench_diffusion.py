@@ -41,8 +41,8 @@ from training.teacher import Teacher
 
 # Rows of a training step of each head; the cases that are measured.
 CASES: list[tuple[str, list[str], int]] = [
-    ("diffusion_916", ["harvest.own_path=84"], 192),
-    ("diffusion_916", ["harvest.own_path=84"], 384),
+    ("diffusion_916", [], 192),
+    ("diffusion_916", [], 384),
     ("d916_seed_eps", [], 96),
     ("diffusion_9160", [], 16),
     ("d9160_full", [], 8),

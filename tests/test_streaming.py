@@ -16,7 +16,6 @@ from torch import Tensor
 import pretrain
 from datasets.common import InputError
 from diffusion_streaming import (
-    PERTURBATION,
     HCycleStreamer,
     JumpStreamer,
     LayerUpdateStreamer,
@@ -24,6 +23,7 @@ from diffusion_streaming import (
     collate_layer_examples,
 )
 from models import load_class
+from models.diffusion_blocks import DiffusionHead
 from models.losses import ACTLossHead
 from tests.models.test_models import ARCHITECTURES
 from tests.training.runs import TRM, build_sudoku_4x4, overrides
@@ -96,10 +96,16 @@ def make(kind: str, teacher: Teacher, dist: Distributed | None = None, seed: int
     choices: dict[str, Any] = {
         "replay": 0.5,
         "act_step_weights": [1.0, 0.8, 0.6, 0.4, 0.2],
-        "perturbation": 0,
     } | options
     choices.setdefault("ring_gib", ring_gib(kind, teacher, choices, entries=6, world=dist.world_size if dist else 1))
     return STREAMERS[kind](teacher, dist or Distributed(), HarvestConfig(**choices), global_batch_size=BATCH, seed=seed)
+
+
+def head_of(teacher: Teacher, device: torch.device | None = None) -> DiffusionHead:
+    """A new head for single updates, which knows nothing."""
+    config: Any = load_config("cfg_diffusion_train", ["checkpoint=none"])
+    settings = head_config(config.diffusion, teacher)
+    return build_head(config.diffusion.name, settings, config.noise, device or torch.device("cpu"))
 
 
 def ring_gib(kind: str, teacher: Teacher, options: dict[str, Any], entries: int, world: int) -> float:
@@ -170,22 +176,27 @@ def test_every_layer_row_is_an_update_of_its_puzzle(teacher: Teacher) -> None:
     assert {position for _, position in seen} == set(range(teacher.L_cycles + 1))
 
 
-def test_updates_are_asked_for_from_beside_the_path(teacher: Teacher) -> None:
-    """By default; with 0 they are what the ring holds."""
-    streamers = [make("layer", teacher, perturbation=size) for size in (0, PERTURBATION, None)]
-    for streamer in streamers:
-        streamer.advance(2)
-    plain, moved, default = (streamer.batch(2) for streamer in streamers)
-    for one, other in zip(dataclasses.astuple(moved), dataclasses.astuple(default), strict=True):
-        assert torch.equal(one, other)
-    for row in range(BATCH):
-        made = level_output(teacher, int(moved.types[row]), moved.prev[row], moved.other[row], moved.x[row])
-        torch.testing.assert_close(made, moved.target[row], rtol=0, atol=2e-5)
-        for name in ("prev", "other", "target"):  # every other row, by turns; this is an even step
-            assert torch.equal(getattr(moved, name)[row], getattr(plain, name)[row]) == (row % 2 == 1)
-    for name in ("x", "types", "act_step", "position", "puzzle"):
-        assert torch.equal(getattr(moved, name), getattr(plain, name))
-    assert streamers[0].checksum() == streamers[1].checksum()
+def test_a_head_leads_to_every_fourth_row(teacher: Teacher) -> None:
+    """Unless it may not; the other rows are what the ring holds, and all are answered by the teacher."""
+    plain, led, barred = streamers = [
+        make("layer", teacher),
+        make("layer", teacher),
+        make("layer", teacher, own_path=0),
+    ]
+    for streamer in streamers[1:]:
+        streamer.follow(head_of(teacher))
+    for step in range(3):
+        for streamer in streamers:
+            streamer.advance(step)
+        without, found, also_without = (streamer.batch(step) for streamer in streamers)
+        for row in range(BATCH):
+            made = level_output(teacher, int(found.types[row]), found.prev[row], found.other[row], found.x[row])
+            torch.testing.assert_close(made, found.target[row], rtol=0, atol=2e-5)
+            same = torch.equal(found.prev[row], without.prev[row])
+            assert same == (step == 0 or row % 4 != step % 4)
+        for one, other in zip(dataclasses.astuple(without), dataclasses.astuple(also_without), strict=True):
+            assert torch.equal(one, other)
+    assert plain.checksum() == led.checksum() == barred.checksum()
 
 
 def test_h_cycle_rows_are_whole_cycles(teacher: Teacher) -> None:
@@ -296,14 +307,9 @@ def test_bfloat16_on_a_gpu(trained: Teacher) -> None:
 def test_no_harvest_waits_for_the_gpu(kind: str, trained: Teacher) -> None:
     teacher = variant_of(trained, "trm", "bfloat16", "cuda")
     dist = Distributed(device=torch.device("cuda"))
-    beside: dict[str, Any] = (
-        {"perturbation": 0.3} if kind == "layer" else {"own_path": 5.0} if kind == "own path" else {}
-    )
-    streamer = make("layer" if kind == "own path" else kind, teacher, dist, **beside)
+    streamer = make("layer" if kind == "own path" else kind, teacher, dist)
     if kind == "own path":
-        config = load_config("cfg_diffusion_train", ["checkpoint=none"])
-        settings = head_config(config.diffusion, teacher)
-        streamer.follow(build_head(config.diffusion.name, settings, config.noise, dist.device))
+        streamer.follow(head_of(teacher, dist.device))
     streamer.fill()
     streamer.batch(0)
     productions = streamer.productions

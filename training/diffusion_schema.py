@@ -34,12 +34,9 @@ class HarvestConfig(Section):
     """share of each ACT step in the rows; copy_error: by how far a latent moves in it, measured; a list: one a step"""
     act_step_floor: float = Field(default=0.05, ge=0, le=1)
     """smallest weight of an ACT step under copy_error, relative to the largest"""
-    perturbation: float | None = Field(default=None, ge=0)
-    """largest relative move of the latents that a single update starts from, with the teacher's answer for where they
-    then are; null: 0.3 for diffusion.rows=layer, which alone has it"""
-    own_path: float = Field(default=0.0, ge=0)
-    """mean length, in updates, of the paths on which the head itself leads to every other row of single updates, with
-    the teacher's answer for where it then is; 0: no such rows"""
+    own_path: float | None = Field(default=None, ge=0)
+    """mean length, in updates, of the paths on which the head itself leads to every fourth row of single updates, with
+    the answer of the teacher for where it then is; 0: no such rows; null: 84 for diffusion.rows=layer, which has them"""
     jump_to: int | None = Field(default=None, ge=1)
     """ACT step whose final latents a jump aims at, counted from 1; null: the teacher's last"""
     jump_from: list[Annotated[int, Field(ge=0)]] = Field(default=[0], min_length=1)
@@ -56,11 +53,6 @@ class HarvestConfig(Section):
             raise ValueError(
                 f"harvest.jump_from={self.jump_from} does not lie before harvest.jump_to={self.jump_to}: "
                 "a jump goes forward, so lower the one or raise the other"
-            )
-        if self.own_path > 0 and self.perturbation:
-            raise ValueError(
-                f"harvest.own_path={self.own_path:g} and harvest.perturbation={self.perturbation:g} both take every "
-                "other row: set one of them to 0"
             )
         if len(set(self.jump_from)) < len(self.jump_from):
             raise ValueError(f"harvest.jump_from={self.jump_from} names an ACT step twice: drop one")
@@ -194,8 +186,7 @@ class DiffusionTrainConfig(RunConfig):
         harvest, rows, loss = self.harvest, self.diffusion.rows, self.diffusion.loss
         regression = self.diffusion.hyperparameters.get("prediction") == "regression"
         idle = {
-            "harvest.perturbation": bool(harvest.perturbation) and rows != "layer",
-            "harvest.own_path": harvest.own_path > 0 and rows != "layer",
+            "harvest.own_path": bool(harvest.own_path) and rows != "layer",
             "harvest.jump_to": harvest.jump_to is not None and rows != "jump",
             "harvest.jump_from": harvest.jump_from != [0] and rows != "jump",
             "harvest.act_step_weights": harvest.act_step_weights != "copy_error" and rows == "jump",

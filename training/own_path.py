@@ -26,6 +26,8 @@ from training.teacher import Teacher
 RESTART_STREAM = 222  # tells these draws from all others
 # Rows of a batch for each one that is of a lane: enough on the teacher's own path, and lanes cost a forward pass each.
 ROWS_PER_LANE = 4
+# Updates of a path, where nothing is said: a quarter of a published teacher's whole recursion.
+OWN_PATH = 84.0
 
 
 @dataclass
@@ -65,7 +67,8 @@ class OwnPath:
         if len(slots) % ROWS_PER_LANE:
             raise InputError(
                 f"harvest.own_path={updates:g} takes every {ROWS_PER_LANE}th of the {len(slots)} rows of a process: "
-                f"make global_batch_size a multiple of {ROWS_PER_LANE} times the number of processes"
+                f"make global_batch_size a multiple of {ROWS_PER_LANE} times the number of processes, or set "
+                "harvest.own_path=0"
             )
         self.places = range(slots.start // ROWS_PER_LANE, slots.stop // ROWS_PER_LANE)
         self.blocks = teacher.L_cycles + 1

@@ -13,27 +13,40 @@ from torch import Tensor
 from diffusion.normalisation import LatentNormalizer
 from diffusion.process import NoiseProcess
 from diffusion.schedule import alphas_cumprod
+from models import load_class
 from models.diffusion_916 import Diffusion916
-from tests.training.test_perturbation import Stub, teacher_of
+from models.losses import ACTLossHead
+from tests.models.test_models import ARCHITECTURES
 from training.distributed import Distributed
 from training.harvest_batches import LayerBatch
 from training.own_path import ROWS_PER_LANE, OwnPath
+from training.teacher import Teacher
 
 BATCH, H, L, LAST = 16, 2, 2, 3
 BLOCKS = L + 1
 
 
 @dataclasses.dataclass(frozen=True)
-class Runner(Stub):
-    """What a lane asks of a teacher beyond its updates."""
+class Stub:
+    """As much of a teacher as is asked."""
 
+    model: Any
     H_cycles: int = H
     L_cycles: int = L
     halt_max_steps: int = LAST
+    update = Teacher.update
+
+    @property
+    def config(self) -> Any:
+        return self.model.model.config
 
 
-def teacher() -> Any:
-    return Runner(teacher_of("trm").model)
+def teacher(arch: str = "trm", **changes: Any) -> Any:
+    settings: dict[str, Any] = {"batch_size": 1, "seq_len": 7, "vocab_size": 5, "num_puzzle_identifiers": 2}
+    settings |= {"hidden_size": 32, "num_heads": 2, "H_cycles": H, "L_cycles": L, "forward_dtype": "float32"}
+    torch.manual_seed(0)
+    model = load_class(ARCHITECTURES[arch])(settings | {"L_layers": 1} | changes)
+    return Stub(ACTLossHead(model, "stablemax_cross_entropy").eval())
 
 
 def head_of(teacher: Any, perfect: bool = True) -> Diffusion916:
@@ -76,6 +89,23 @@ def recursion(teacher: Any, z_L: Tensor, z_H: Tensor, x: Tensor, row: int) -> An
         else:
             z_L = teacher.update(z_L[None], (z_H + x)[None], kind)[0]
         row = (row + 1) % (H * BLOCKS)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    ("arch", "changes"),
+    [("trm", {}), ("trm", {"mlp_t": True, "pos_encodings": "none"}), ("hrm", {"H_layers": 1})],
+    ids=["attention", "mlp", "two levels"],
+)
+def test_the_teacher_answers_each_row_by_the_level_of_its_type(arch: str, changes: dict[str, Any]) -> None:
+    trm = teacher(arch, **changes)
+    batch, _, _ = rows_of(trm)
+    inner = trm.model.model.inner
+    cos_sin = None if inner.rotary is None else inner.rotary()
+    for row in range(BATCH):
+        level = inner.L_level if batch.types[row] == 0 else getattr(inner, "H_level", inner.L_level)
+        expected = level(batch.prev[row, None], (batch.other + batch.x)[row, None], cos_sin)[0]
+        torch.testing.assert_close(batch.target[row], expected, rtol=0, atol=1e-5)
 
 
 @torch.no_grad()

@@ -36,7 +36,7 @@ class HarvestConfig(Section):
     """smallest weight of an ACT step under copy_error, relative to the largest"""
     own_path: float | None = Field(default=None, ge=0)
     """mean length, in updates, of the paths on which the head itself leads to every fourth row of single updates, with
-    the answer of the teacher for where it then is; 0: no such rows; null: 84 for diffusion.rows=layer, which has them"""
+    the teacher's answer from there; 0: no such rows; null: 84 for diffusion.rows=layer, which alone has them"""
     jump_to: int | None = Field(default=None, ge=1)
     """ACT step whose final latents a jump aims at, counted from 1; null: the teacher's last"""
     jump_from: list[Annotated[int, Field(ge=0)]] = Field(default=[0], min_length=1)

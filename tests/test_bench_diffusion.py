@@ -15,12 +15,14 @@ def test_figures_belong_together(head: str, tokens: int, tmp_path: Path, capsys:
     file = tmp_path / "figures.json"
     main(["--tiny", "--only", head, "--json", str(file)])
     found = json.loads(file.read_text(encoding="utf-8"))
-    (figures,) = (row for row in found["heads"] if row["head"].startswith(f"{head} "))
-    assert figures["tokens"] == tokens and figures["rows"] == 4
-    training_gflop = figures["train_tflops"] * figures["train_ms"] / figures["rows"]
-    assert training_gflop == pytest.approx(3 * figures["nfe_gflop"], rel=1e-6)
-    assert figures["share_of_peak"] == pytest.approx(figures["train_tflops"] / found["matmul_tflops"])
-    both = figures["train_ms"] + figures["harvest_ms"]
-    assert figures["harvest_share"] == pytest.approx(figures["harvest_ms"] / both)
-    assert figures["nfe_in_h_cycles"] == pytest.approx(figures["nfe_ms"] / found["teacher"]["h_cycle_ms"])
+    cases = [row for row in found["heads"] if row["head"].startswith(f"{head} ")]
+    assert len(cases) == (2 if head == "diffusion_916" else 1)  # two numbers of rows, which --tiny makes one
+    for figures in cases:
+        assert figures["tokens"] == tokens and figures["rows"] == 4
+        training_gflop = figures["train_tflops"] * figures["train_ms"] / figures["rows"]
+        assert training_gflop == pytest.approx(3 * figures["nfe_gflop"], rel=1e-6)
+        assert figures["share_of_peak"] == pytest.approx(figures["train_tflops"] / found["matmul_tflops"])
+        both = figures["train_ms"] + figures["harvest_ms"]
+        assert figures["harvest_share"] == pytest.approx(figures["harvest_ms"] / both)
+        assert figures["nfe_in_h_cycles"] == pytest.approx(figures["nfe_ms"] / found["teacher"]["h_cycle_ms"])
     assert head in capsys.readouterr().out

@@ -279,6 +279,23 @@ def test_ablations_of_whole_cycles() -> None:
         assert "prediction" not in diffusion(f"diffusion={seed}").diffusion.hyperparameters  # the head's own: eps
 
 
+@pytest.mark.parametrize(
+    ("choices", "expected"),
+    [
+        ("diffusion=diffusion_9160", True),
+        ("diffusion=d9160_jump", True),
+        ("diffusion=diffusion_9160 diffusion.own_estimates=false", False),
+        ("diffusion=diffusion_9160 diffusion.prediction=v", False),
+        ("diffusion=d9160_jump_regression", False),
+        ("diffusion=d9160_seed_eps", False),
+        ("diffusion=diffusion_916", False),
+        ("diffusion=diffusion_916 diffusion.own_estimates=true", True),
+    ],
+)
+def test_who_adds_noise_to_its_own_estimates(choices: str, expected: bool) -> None:
+    assert diffusion(choices).diffusion.noises_own_estimates is expected
+
+
 def test_label_of_a_head_names_it_and_its_teacher() -> None:
     label = diffusion().run_label
     assert label.startswith("diffusion_916-layer-teacher-")

@@ -76,8 +76,21 @@ class DiffusionSection(Section):
     rows: Rows
     """what it learns; layer: one update of one latent; h_cycle: all updates of an H-cycle; jump: a later ACT step"""
     loss: LossWeightConfig = LossWeightConfig()
-    own_estimates: bool = False
-    """add noise to the head's own estimate in every other row, as a sampler's later evaluations find it"""
+    own_estimates: bool | None = None
+    """add noise to the head's own estimate in every other row, as a sampler's later evaluations find it; null: where
+    several latents are predicted as x0"""
+
+    @property
+    def prediction(self) -> str:
+        """What the network predicts; S0's heads, which have no such key, predict eps."""
+        return self.hyperparameters.get("prediction", "eps")
+
+    @property
+    def noises_own_estimates(self) -> bool:
+        """`own_estimates` with null resolved."""
+        if self.own_estimates is None:
+            return self.rows != "layer" and self.prediction == "x0"
+        return self.own_estimates
 
     @property
     def hyperparameters(self) -> dict[str, Any]:
@@ -163,7 +176,7 @@ class DiffusionTrainConfig(RunConfig):
                 "optim.name=adam_atan2 is for recursive models; heads train with optim=muon or optim=adamw"
             )
         self._check_rows()
-        prediction = self.diffusion.hyperparameters.get("prediction", "eps")
+        prediction = self.diffusion.prediction
         if self.diffusion.own_estimates and prediction != "x0":
             raise ValueError(
                 f"diffusion.own_estimates=true is for heads that predict x0, not diffusion.prediction={prediction}: "
@@ -174,7 +187,7 @@ class DiffusionTrainConfig(RunConfig):
                 f"sampler.steps={self.sampler.steps} has more than noise.steps={self.noise.steps}: "
                 "lower the one or raise the other"
             )
-        if self.diffusion.hyperparameters.get("prediction") == "regression" and self.regression_checkpoint is not None:
+        if prediction == "regression" and self.regression_checkpoint is not None:
             raise ValueError(
                 f"regression_checkpoint={self.regression_checkpoint} is what others are compared with: "
                 "drop it for diffusion.prediction=regression"
@@ -184,7 +197,7 @@ class DiffusionTrainConfig(RunConfig):
     def _check_rows(self) -> None:
         """ValueError for a setting that has no effect on the rows that the head learns."""
         harvest, rows, loss = self.harvest, self.diffusion.rows, self.diffusion.loss
-        regression = self.diffusion.hyperparameters.get("prediction") == "regression"
+        regression = self.diffusion.prediction == "regression"
         idle = {
             "harvest.own_path": bool(harvest.own_path) and rows != "layer",
             "harvest.jump_to": harvest.jump_to is not None and rows != "jump",

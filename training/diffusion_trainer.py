@@ -101,7 +101,7 @@ class _DiffusionTrainer:
             t = self.timesteps()
             noise = self.noise(target.flatten(1, -2).shape[1:])
             noisy, wanted = self._corrupt(head, self.process, self.normalizer, target, types, t, noise)
-            if config.diffusion.own_estimates:
+            if config.diffusion.noises_own_estimates:
                 noisy = self._of_own_estimates(noisy, noise, t, batch.conditions, types)
             objective = config.diffusion.loss
             weight = loss_weight(head.output_kind, self.process.snr(t), objective.weighting, objective.min_snr_gamma)

@@ -8,9 +8,11 @@
 
 The teacher works on `lanes_per_row` puzzles, lanes, for every row of the batch. A production is one ACT step of all
 lanes (all of them up to the target, for jumps); each lane writes one entry over the oldest of its stratum of the ring
-and, once done with its puzzle, takes the next. Row s of a batch comes from stratum s, so no two rows are of one
-trajectory. Every draw is a function of (seed, step or position, slot), and what the ring holds is one of (seed, step):
-a run that was stopped harvests its ring again, and a checksum tells that it is the same.
+and, once done with its puzzle, takes the next. Row s of a batch comes from stratum s, so no two harvested rows are of
+one trajectory. Every draw is a function of (seed, step or position, slot), and what the ring holds is one of (seed,
+step): a run that was stopped harvests its ring again, and a checksum tells that it is the same. Where a head leads to
+some of the rows (`LayerUpdateStreamer.follow`), every batch takes its lanes an update further: batches are then asked
+for once each and in order, and a resumed run gets its lanes from the checkpoint.
 """
 
 from __future__ import annotations
@@ -49,7 +51,7 @@ from training.harvest_batches import (
     collate_hcycle_examples,
     collate_layer_examples,
 )
-from training.own_path import OWN_PATH, ROWS_PER_LANE, OwnPath
+from training.own_path import ROWS_PER_LANE, OwnPath
 from training.teacher import Teacher
 from training.trajectory_ring import TrajectoryRing, affordable_entries, decimal_size
 
@@ -307,14 +309,21 @@ class LayerUpdateStreamer(_ActStepStreamer):
 
     def follow(self, head: DiffusionHead) -> None:
         """Let `head`, as it is at every step, lead to some of the rows, unless ``harvest.own_path=0``."""
-        updates = OWN_PATH if self.options.own_path is None else self.options.own_path
+        updates = self.options.own_path
+        if updates is None:  # a quarter of the whole recursion
+            updates = self.teacher.halt_max_steps * len(self.layout.layer_rows) / 4
         if updates > 0:
             self.own_path = OwnPath(self.teacher, head, updates, self.seed, self.slots, self.dist)
 
+    def _restart(self) -> None:
+        super()._restart()
+        if self.own_path is not None:
+            self.own_path.lanes = None
+
     def describe(self) -> list[str]:
         path = self.own_path
-        beside = "every {}th row is on the head's own path, {:g} updates on average"
-        return super().describe() + ([] if path is None else [beside.format(ROWS_PER_LANE, path.updates)])
+        own = "every {}th row is on the head's own path, which starts anew after {:g} updates on average"
+        return super().describe() + ([] if path is None else [own.format(ROWS_PER_LANE, path.updates)])
 
     def batch(self, step: int) -> LayerBatch:
         drawn = self._draw(step)

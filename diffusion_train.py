@@ -146,15 +146,17 @@ def announce(run: Run, trainer: Trainer, logger: RunLogger, accuracy: float) -> 
         logger.message(line)
     parameters = count_parameters(trainer.head)
     need = training_bytes(trainer.head, len(trainer.slots)) + streamer.ring_bytes
-    step = head_flops(trainer.head)["training"] * config.global_batch_size
+    own = head_flops(trainer.head)
+    step = own["training"] * config.global_batch_size
+    if config.diffusion.noises_own_estimates:
+        step += own["forward"] * config.global_batch_size / 2
     # An entry of the ring is an ACT step, or, for jumps, all of them up to where the jump ends.
     act_steps = (config.harvest.jump_to or run.teacher.halt_max_steps) if config.diffusion.rows == "jump" else 1
     entries = config.global_batch_size / (config.harvest.replay * streamer.rows_per_entry)
     teaching = teacher_flops(run.teacher)
     taught = teaching["act_step"] * act_steps * entries
     if run.own_path is not None:
-        lane = teaching["application"] + head_flops(trainer.head)["forward"]
-        taught += lane * config.global_batch_size / ROWS_PER_LANE
+        taught += (teaching["application"] + own["forward"]) * config.global_batch_size / ROWS_PER_LANE
     logger.message(
         f"{config.diffusion.name}: {parameters:,} parameters; a step of {config.global_batch_size} rows takes "
         f"{step / 1e9:,.4g} GFLOP and {taught / 1e9:,.4g} GFLOP of harvest; about {need / 2**30:.3g} GiB in a process"

@@ -44,8 +44,8 @@ CASES: list[tuple[str, list[str], int]] = [
     ("diffusion_916", [], 192),
     ("diffusion_916", [], 384),
     ("d916_seed_eps", [], 96),
-    ("diffusion_9160", [], 16),
-    ("d9160_full", [], 8),
+    ("diffusion_9160", ["diffusion.own_estimates=false"], 16),
+    ("d9160_full", ["diffusion.own_estimates=false"], 8),
     ("d9160_seed_eps", [], 8),
 ]
 ARC = ["arch.forward_dtype=bfloat16"]

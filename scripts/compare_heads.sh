@@ -26,21 +26,22 @@ run() { # name, sampling steps, options of diffusion_train.py
 
 updates="max_steps=$steps global_batch_size=$batch"
 cycles="max_steps=$cycle_steps global_batch_size=$cycle_batch harvest.lanes_per_row=4"
-# Less noise, so that it does not hide the estimates that later evaluations improve.
-refining="noise.shift=2"
+# With and without evaluations that improve on each other, from estimates that less noise does not hide.
+refining="diffusion.own_estimates=true noise.shift=2" plain="diffusion.own_estimates=false noise.shift=4"
 # S0's literal heads as written: the unshifted schedule, AdamW, and no rows but the teacher's.
 literal="noise.shift=1 optim=adamw"
 
 # shellcheck disable=SC2086 # options are words
 {
     run regression "[1]" diffusion=d916_regression noise.shift=4 $updates
-    run d916 "[1,4]" diffusion=diffusion_916 noise.shift=4 $updates
+    [[ ! -d $out/regression/checkpoints ]] || baseline="regression_checkpoint=$out/regression"
+    run d916 "[1,4]" diffusion=diffusion_916 noise.shift=4 $updates ${baseline:-}
     run d916_on_path "[1]" diffusion=diffusion_916 noise.shift=4 $updates harvest.own_path=0
     run d916_v "[1,4]" diffusion=d916_v noise.shift=4 $updates
     run d916_seed "[1,10]" diffusion=d916_seed_eps $literal $updates harvest.own_path=0
-    run d9160 "[1,4]" diffusion=diffusion_9160 noise.shift=4 $cycles
+    run d9160 "[1,4]" diffusion=diffusion_9160 $plain $cycles
     run d9160_deep "[1,4]" diffusion=diffusion_9160 diffusion.num_layers=12 $refining $cycles
-    run d9160_looped "[1,4]" diffusion=d9160_looped noise.shift=4 $cycles
+    run d9160_looped "[1,4]" diffusion=d9160_looped $plain $cycles
     run d9160_seed "[1,4]" diffusion=d9160_seed_eps $literal $cycles
     run jump "[1,4]" diffusion=d9160_jump $refining $cycles harvest.jump_to=4
 }

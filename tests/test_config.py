@@ -15,6 +15,7 @@ from training import cli
 from training.config import CONFIG_DIR, compose_mapping, config_groups, load_config, to_yaml, validate_config
 from training.config_errors import nearest, valid_names
 from training.config_schema import EvaluateConfig, PretrainConfig
+from training.diffusion_head import recorded_config
 from training.diffusion_schema import DiffusionTrainConfig
 
 CHOICES = [(group, choice) for group, choices in config_groups("cfg_pretrain").items() for choice in choices]
@@ -294,6 +295,15 @@ def test_ablations_of_whole_cycles() -> None:
 )
 def test_who_adds_noise_to_its_own_estimates(choices: str, expected: bool) -> None:
     assert diffusion(choices).diffusion.noises_own_estimates is expected
+
+
+def test_heads_of_earlier_versions_keep_their_configuration() -> None:
+    config = diffusion()
+    recorded = config.model_dump(mode="json")
+    recorded["harvest"] |= {"perturbation": 0.3}
+    assert recorded_config({"config": recorded}) == config
+    with pytest.raises(InputError, match=r"harvest\.moved=0\.3: unknown key"):
+        recorded_config({"config": recorded | {"harvest": recorded["harvest"] | {"moved": 0.3}}})
 
 
 def test_label_of_a_head_names_it_and_its_teacher() -> None:

@@ -178,11 +178,7 @@ def test_every_layer_row_is_an_update_of_its_puzzle(teacher: Teacher) -> None:
 
 def test_a_head_leads_to_every_fourth_row(teacher: Teacher) -> None:
     """Unless it may not; the other rows are what the ring holds, and all are answered by the teacher."""
-    plain, led, barred = streamers = [
-        make("layer", teacher),
-        make("layer", teacher),
-        make("layer", teacher, own_path=0),
-    ]
+    plain, led, barred = streamers = [make("layer", teacher, own_path=length) for length in (None, 1e6, 0)]
     for streamer in streamers[1:]:
         streamer.follow(head_of(teacher))
     for step in range(3):

@@ -191,7 +191,8 @@ def _check_head(section: DiffusionSection, names: Sequence[str]) -> None:
         if key in settings:
             raise InputError(f"diffusion.{key}={show(settings[key])}: the teacher decides this, drop the key")
     # Stand-ins for what the teacher decides.
-    for key, value in {"num_heads": 1, "expansion": 4.0}.items():
+    stand_ins = {"num_heads": 1, "expansion": 4.0} | ({"loops": 1} if "loops" in settings else {})
+    for key, value in stand_ins.items():
         if settings.get(key) is None:
             settings[key] = value
     if settings.get("forward_dtype") == "auto":

@@ -36,6 +36,10 @@ LATENT_TYPES = 2  # z_L and z_H
 HEAD_CHANNELS = 128
 
 
+# Keys of ``harvest`` in older checkpoints.
+GIVEN_UP = {"perturbation"}
+
+
 @dataclass(frozen=True)
 class OpenedHead:
     """A trained head with its averaged weights, in evaluation mode, and what its checkpoint says of it."""
@@ -76,6 +80,8 @@ def head_config(section: DiffusionSection, teacher: Teacher) -> dict[str, Any]:
         settings["expansion"] = arch.expansion
     if settings.get("forward_dtype", "auto") == "auto":
         settings["forward_dtype"] = "float32" if arch.forward_dtype == "float32" else "bfloat16"
+    if "loops" in settings and settings["loops"] is None:
+        settings["loops"] = teacher.L_cycles + 1
     # A teacher with learned positions has them in x; one that mixes by an MLP knows them without any.
     rotates = arch.pos_encodings == "rope" or (arch.pos_encodings == "none" and arch.mlp_t)
     settings |= {
@@ -109,6 +115,13 @@ def build_head(
     return head.to(device)
 
 
+def recorded_config(meta: dict[str, Any]) -> DiffusionTrainConfig:
+    """The configuration in the `meta` of a head's checkpoint, without keys that have been given up since."""
+    recorded = dict(meta["config"])
+    recorded["harvest"] = {key: value for key, value in recorded["harvest"].items() if key not in GIVEN_UP}
+    return validate_config(DiffusionTrainConfig, recorded)
+
+
 def count_parameters(head: DiffusionHead) -> int:
     """Weights that are trained."""
     return sum(parameter.numel() for parameter in head.parameters())
@@ -140,7 +153,7 @@ def open_head(checkpoint: str | Path, dist: Distributed) -> OpenedHead:
     path = resolve_checkpoint(checkpoint)
     check_kind(path)
     found = load_checkpoint(path, groups=["model", "ema"])
-    config = validate_config(DiffusionTrainConfig, found.meta["config"])
+    config = recorded_config(found.meta)
     settings = dict(found.meta["head_config"])
     if dist.device.type != "cuda" and config.diffusion.hyperparameters.get("forward_dtype", "auto") == "auto":
         settings["forward_dtype"] = "float32"

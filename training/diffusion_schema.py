@@ -35,8 +35,8 @@ class HarvestConfig(Section):
     act_step_floor: float = Field(default=0.05, ge=0, le=1)
     """smallest weight of an ACT step under copy_error, relative to the largest"""
     own_path: float | None = Field(default=None, ge=0)
-    """mean length, in updates, of the paths on which the head itself leads to every fourth row of single updates, with
-    the teacher's answer from there; 0: no such rows; null: 84 for diffusion.rows=layer, which alone has them"""
+    """updates, on average, after which the head's own path starts anew; it leads to every fourth row of single updates,
+    whatever act_step_weights say; 0: no such rows; null: a quarter of the recursion, for diffusion.rows=layer alone"""
     jump_to: int | None = Field(default=None, ge=1)
     """ACT step whose final latents a jump aims at, counted from 1; null: the teacher's last"""
     jump_from: list[Annotated[int, Field(ge=0)]] = Field(default=[0], min_length=1)

@@ -131,6 +131,8 @@ class _DiffusionTrainer:
         a sampler's evaluations learn to improve on each other (scheduled sampling, Bengio et al. 2015).
         """
         own = slice((self.slots.start + self.step) % 2, None, 2)
+        if len(t[own]) == 0:
+            return noisy
         last = torch.full_like(t[own], self.process.num_steps - 1)
         estimate = self.head.predict(noise[own], last, *(z[own] for z in conditions), types=types[own]).x0
         noisy[own] = self.process.add_noise(estimate, noise[own], t[own])

@@ -145,6 +145,9 @@ class BatchedMuon(torch.optim.Muon):
 
     found_inf: Tensor | None = None
 
+    def __init__(self, params: Iterable[Any], lr: float, momentum: float, weight_decay: float):
+        super().__init__(params, lr=lr, momentum=momentum, weight_decay=weight_decay)
+
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
         for group in self.param_groups:
@@ -164,7 +167,9 @@ class BatchedMuon(torch.optim.Muon):
         buffers = [self.state[p]["momentum_buffer"] for p in params]
         gradients, before = torch.stack([p.grad for p in params if p.grad is not None]), torch.stack(buffers)
         momentum = before.lerp(gradients, 1 - beta)
-        directions = orthogonalized(gradients.lerp(momentum, beta), group["ns_coefficients"], group["ns_steps"])
+        directions = orthogonalized(
+            gradients.lerp(momentum, beta), group["ns_coefficients"], group["ns_steps"], group["eps"]
+        )
         decay: Any = lr * group["weight_decay"]
         if self.found_inf is not None:
             lost = self.found_inf > 0
@@ -176,13 +181,13 @@ class BatchedMuon(torch.optim.Muon):
         torch._foreach_add_(params, list(directions), alpha=-lr * math.sqrt(max(1, rows / columns)))
 
 
-def orthogonalized(matrices: Tensor, coefficients: tuple[float, float, float], steps: int) -> Tensor:
+def orthogonalized(matrices: Tensor, coefficients: tuple[float, float, float], steps: int, eps: float) -> Tensor:
     """Matrices [n, r, c] with singular values brought near 1, in their dtype (Newton-Schulz in bf16, Jordan 2024)."""
     a, b, c = coefficients
     tall = matrices.shape[1] > matrices.shape[2]
     x = matrices.bfloat16()
     x = x.mT if tall else x
-    x = x / x.norm(dim=(1, 2), keepdim=True).clamp(min=1e-7)
+    x = x / x.norm(dim=(1, 2), keepdim=True).clamp(min=eps)
     for _ in range(steps):
         gram = x @ x.mT
         x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)

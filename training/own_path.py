@@ -26,8 +26,6 @@ from training.teacher import Teacher
 RESTART_STREAM = 222  # tells these draws from all others
 # Rows of a batch for each one that is of a lane: enough on the teacher's own path, and lanes cost a forward pass each.
 ROWS_PER_LANE = 4
-# Updates of a path, where nothing is said: a quarter of a published teacher's whole recursion.
-OWN_PATH = 84.0
 
 
 @dataclass
@@ -55,9 +53,8 @@ class OwnPath:
     """Puts states of the head's own path, with the teacher's updates from there, in place of every fourth row.
 
     There is a lane for every four slots of the global batch; its row takes the place of each by turns, so that no
-    puzzles are left out of the path itself. `updates` is the mean number of updates that a lane goes on for, before it
-    starts anew from the row that it replaces; it never goes beyond the teacher's last ACT step. `InputError` where the
-    slots cannot be shared out.
+    puzzles are left out of the path itself. A lane starts anew from the row that it replaces after `updates` updates on
+    average, and at the latest after the teacher's last ACT step. `InputError` where the slots cannot be shared out.
     """
 
     def __init__(
@@ -134,9 +131,9 @@ class OwnPath:
         )
 
     def _restarts(self, step: int) -> Tensor:
-        """Which lanes start anew, bool [n]: one in `updates` of them."""
+        """Which lanes start anew instead of going on, bool [n]."""
         draws = np.random.Generator(np.random.Philox(key=[self.seed, RESTART_STREAM], counter=[0, 0, 0, step]))
-        chosen = draws.random(self.places.stop)[self.places.start :] * self.updates < 1
+        chosen = draws.random(self.places.stop)[self.places.start :] * (self.updates + 1) < 1
         return self.dist.send(torch.from_numpy(chosen))
 
     def _replaced(self, batch: LayerBatch, own: slice, lanes: Lanes) -> LayerBatch:

@@ -10,6 +10,7 @@ from training.cli import warn
 from training.config import leaves, validate_config
 from training.config_errors import show
 from training.config_schema import PretrainConfig, Section
+from training.diffusion_head import recorded_config
 from training.diffusion_schema import KIND, DiffusionTrainConfig
 from training.manifest import read_manifest
 
@@ -36,7 +37,7 @@ def check_same_run(config: PretrainConfig, dataset_hash: str, total_steps: int, 
 def check_same_head(config: DiffusionTrainConfig, meta: dict[str, Any], path: Path) -> None:
     """The same for a diffusion head, whose teacher is compared elsewhere, by its hashes."""
     _check_kind(path, KIND)
-    _check_settings(config, validate_config(DiffusionTrainConfig, meta["config"]), HEAD_IDENTITY, path)
+    _check_settings(config, recorded_config(meta), HEAD_IDENTITY, path)
     _compare_lengths(meta, config.max_steps, config.lr_min_ratio, path)
 
 

@@ -82,6 +82,7 @@ COMMAND_LINES = [
 ]
 
 AGAINST_THE_TEACHER = [
+    ("global_batch_size=6", "takes every 4th of the 6 rows of a process: make global_batch_size a multiple of 4"),
     ("checkpoint=nowhere", "checkpoint nowhere does not exist"),
     ("checkpoint=sudoku", "sudoku is no checkpoint and no run directory"),
     ("checkpoint=bomb.pt", "bomb.pt holds more than tensors"),

@@ -117,6 +117,7 @@ def test_killed_in_the_harvest_and_in_training_a_run_equals_one_that_was_not(
         ("teacher", "d9160_seed_eps"),
         ("mlp", "d916_x0"),
         ("mlp", "d9160_alternating"),
+        ("mlp", "d9160_looped"),
         ("mlp", "d9160_jump"),
         ("hrm", "d916_eps"),
         ("hrm", "d9160_jump_regression"),
@@ -125,7 +126,7 @@ def test_killed_in_the_harvest_and_in_training_a_run_equals_one_that_was_not(
 def test_heads_learn_on_teachers(teacher: str, head: str, folder: Path, tmp_path: Path) -> None:
     more = [
         "max_steps=24",
-        "diffusion.num_layers=2",
+        f"diffusion.num_layers={3 if head == 'd9160_looped' else 2}",
         "global_batch_size=32",
         "checkpoint_interval=null",
         "harvest.ring_gib=0.004",

@@ -158,6 +158,24 @@ def test_noise_on_the_heads_own_estimates(head: str, step: int) -> None:
     assert float(loss) == pytest.approx(float((output - truth).square().flatten(1).mean(1).sum()), rel=1e-4)
 
 
+@pytest.mark.parametrize(("rank", "world_size"), [(1, 4), (4, 12), (5, 12)])
+def test_own_estimates_are_those_of_the_same_slots_of_one_process(rank: int, world_size: int) -> None:
+    """Processes that begin at an odd slot, and processes of a single row."""
+    found = []
+    for dist in (Distributed(), Distributed(rank, world_size)):
+        trainer = trainer_of("diffusion=diffusion_916", "diffusion.own_estimates=true", dist=dist)
+        batch, slots = batch_of(trainer), trainer.slots
+        target = batch.target[slots.start : slots.stop]
+        conditions = tuple(z[slots.start : slots.stop] for z in batch.conditions)
+        types = batch.types[slots.start : slots.stop]
+        t, noise = trainer.timesteps(), trainer.noise(target.shape[1:])
+        with torch.no_grad():
+            noisy = trainer.process.add_noise(target, noise, t)
+            found.append(trainer._of_own_estimates(noisy, noise, t, conditions, types))
+    local = ROWS // world_size
+    torch.testing.assert_close(found[1], found[0][rank * local : (rank + 1) * local])
+
+
 @pytest.mark.parametrize(("optim", "rate"), [("adamw", 0.01), ("muon", 0.02)])
 def test_training_reaches_what_it_is_shown(optim: str, rate: float) -> None:
     """On one batch for ever the error must fall far below that of saying nothing."""
@@ -212,7 +230,7 @@ def test_noise_is_standard_normal_and_of_its_step() -> None:
 
 @pytest.mark.parametrize("optim", ["adamw", "muon"])
 def test_an_update_that_is_not_finite_is_left_out_and_many_end_the_run(optim: str) -> None:
-    trainer = trainer_of(f"optim={optim}")
+    trainer = trainer_of(f"optim={optim}", "weight_decay=0.1")
     trainer.train_step(batch_of(trainer))
     spoilt = batch_of(trainer, 1)
     spoilt.target[3, 2, 1] = math.nan

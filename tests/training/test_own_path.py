@@ -153,7 +153,7 @@ def test_the_teacher_answers_for_where_a_poor_head_leads() -> None:
 def test_lanes_start_anew_from_the_rows_they_replace() -> None:
     trm = teacher()
     head = head_of(trm, perfect=False)
-    always = own_path(trm, head, updates=1.0)
+    always = own_path(trm, head, updates=1e-9)
     for step in range(3):
         given, x, row = rows_of(trm, seed=1 + step)
         found = always(step, copy.deepcopy(given), x, row)
@@ -168,7 +168,7 @@ def test_lanes_start_anew_from_the_rows_they_replace() -> None:
         fresh = (found.prev == given.prev)[step % ROWS_PER_LANE :: ROWS_PER_LANE].all((1, 2))
         ages += age[fresh].tolist() if step else []
         age = torch.where(fresh, 1, age + 1)
-    assert sum(ages) / len(ages) == pytest.approx(4.0, rel=0.15)
+    assert sum(ages) / len(ages) == pytest.approx(1 + 4.0, rel=0.15)  # the state it started from, and four updates
 
 
 @torch.no_grad()
@@ -176,7 +176,9 @@ def test_no_lane_goes_beyond_the_last_act_step() -> None:
     trm = teacher()
     lanes = own_path(trm, head_of(trm, perfect=False))
     steps = [lanes(step, *rows_of(trm)).act_step.max() for step in range(3 * LAST * H * BLOCKS)]
-    assert max(steps) == LAST and steps.count(torch.tensor(1)) > 1
+    reached = torch.stack(steps)
+    assert reached.max() == LAST
+    assert (reached.diff() < 0).sum() >= 2  # and it began again
 
 
 @torch.no_grad()

@@ -31,16 +31,15 @@ from training.config import load_config
 from training.config_schema import PretrainConfig
 from training.distributed import Distributed
 from training.evaluation import STEPS_FILE, check_batch_size, evaluate
-from training.guard import assert_finite
 from training.lock import exclusive
 from training.logging import RunLogger, check_packages, open_logger
-from training.optim import set_learning_rates
 from training.plots import plot_curves
 from training.resume import checkpoint_to_resume
 from training.same_run import check_same_run
 from training.schedule import Schedule, make_schedule
 from training.signals import StopRequest
-from training.state import GROUPS, TrainState, create_state, exploration
+from training.state import GROUPS, TrainState, create_state
+from training.step import train_step
 from training.weights import read_weights
 from training.window import MetricWindow
 
@@ -151,45 +150,6 @@ def train(run: Run, state: TrainState) -> None:
                 return
     if dist.is_main and config.logger.plots:
         plot_curves(config.run_dir)
-
-
-def train_step(run: Run, state: TrainState, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-    """One update on this rank's rows of the global batch; returns sums of metrics over its rows."""
-    config, model, step = run.config, state.model, state.step
-    uniform = run.dist.send(exploration(config.seed, step, config.global_batch_size, state.slots))
-    totals: dict[str, Tensor] = {}
-    start = 0
-    for index, carry in enumerate(state.carries):
-        rows = slice(start, start := start + len(carry.steps))
-        state.carries[index], loss, metrics, _, _ = model(
-            carry=carry,
-            batch={key: value[rows] for key, value in batch.items()},
-            min_halt_steps=model.model.explore(uniform[:, rows]),
-        )
-        (loss / config.global_batch_size).backward()
-        for key, value in {"loss": loss.detach(), **metrics}.items():
-            totals[key] = totals[key] + value if key in totals else value
-
-    state.gradients.all_reduce(run.dist)
-    norm = state.gradients.norm().to(run.dist.device)
-    assert_finite(torch.stack((norm, totals["loss"].to(norm.dtype))), step + 1)
-    if config.optim.grad_clip is not None:
-        for flat in state.gradients.tensors:
-            flat.mul_((config.optim.grad_clip / (norm + 1e-6)).clamp_max(1.0))
-    state.step += 1
-    set_learning_rates(
-        state.optimizers,
-        state.step,
-        warmup_steps=config.lr_warmup_steps,
-        total_steps=run.schedule.total_steps,
-        min_ratio=config.lr_min_ratio,
-    )
-    for optimizer in state.optimizers:
-        optimizer.step()
-    state.gradients.zero()
-    if state.ema is not None:
-        state.ema.update()
-    return totals | {"grad_norm": norm, "rows": torch.tensor(float(start))}
 
 
 def evaluate_now(run: Run, state: TrainState, logger: RunLogger) -> None:

@@ -15,10 +15,7 @@ import argparse
 import itertools
 import json
 import math
-import statistics
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
@@ -38,6 +35,7 @@ from training.diffusion_trainer import DiffusionTrainer916, DiffusionTrainer9160
 from training.distributed import Distributed
 from training.flops import head_flops, teacher_flops
 from training.teacher import Teacher
+from training.timing import Clock, matmul_tflops
 
 # Rows of a training step of each head; the cases that are measured.
 CASES: list[tuple[str, list[str], int]] = [
@@ -69,32 +67,6 @@ class RandomGrids:
         draws = np.random.Generator(np.random.Philox(int(positions[0])))
         grids = draws.integers(2, 12, (2, len(positions), self.cells)).astype(np.int32)
         return {"inputs": grids[0], "labels": grids[1], "puzzle_identifiers": np.ones(len(positions), np.int32)}
-
-
-class Clock:
-    """Milliseconds of a call: the median of `repeats` after `warm_up`, by CUDA events where there are any."""
-
-    def __init__(self, device: torch.device, warm_up: int, repeats: int):
-        self.device, self.warm_up, self.repeats = device, warm_up, repeats
-
-    def __call__(self, call: Callable[[], object]) -> float:
-        for _ in range(self.warm_up):
-            call()
-        if self.device.type != "cuda":
-            return statistics.median(self._on_host(call) for _ in range(self.repeats))
-        events = [[torch.cuda.Event(enable_timing=True) for _ in range(2)] for _ in range(self.repeats)]
-        for start, end in events:
-            start.record()
-            call()
-            end.record()
-        torch.cuda.synchronize(self.device)
-        return statistics.median(start.elapsed_time(end) for start, end in events)
-
-    @staticmethod
-    def _on_host(call: Callable[[], object]) -> float:
-        started = time.perf_counter()
-        call()
-        return 1000 * (time.perf_counter() - started)
 
 
 def random_teacher(overrides: list[str], cells: int, dist: Distributed) -> Teacher:
@@ -181,12 +153,6 @@ def bench_head(
         "peak_gib": memory,
         "ring_gib": streamer.ring_bytes / 2**30,
     }
-
-
-def matmul_tflops(device: torch.device, clock: Clock, size: int) -> float:
-    """What a product of two random bf16 matrices of this size reaches."""
-    a, b = (torch.randn(size, size, device=device, dtype=torch.bfloat16) for _ in range(2))
-    return 2 * size**3 / clock(lambda: a @ b) / 1e9
 
 
 def main(argv: list[str]) -> None:

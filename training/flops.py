@@ -65,6 +65,13 @@ def teacher_flops(teacher: ModelledTeacher) -> dict[str, float]:
     }
 
 
+def step_flops(teacher: ModelledTeacher) -> float:
+    """Operations of a training step of a recursive model on one puzzle: all H-cycles, the last with its backward pass,
+    embeddings and read-out with theirs."""
+    one, H = teacher_flops(teacher), teacher.model.model.config.H_cycles
+    return (H - 1) * one["h_cycle"] + TRAINING_FACTOR * (one["act_step"] - (H - 1) * one["h_cycle"])
+
+
 def head_flops(head: Any) -> dict[str, float]:
     """Operations of a diffusion head on one row: ``forward`` (one network evaluation) and ``training`` (with the
     backward pass). What activation checkpointing computes again is not counted."""

@@ -1,0 +1,211 @@
+"""Time a training step of the published recipes, and hold its numbers against fp32.
+
+    python -m scripts.bench_train                       # on a GPU: ARC and Sudoku shapes
+    python -m scripts.bench_train --only sudoku --json figures.json
+    python -m scripts.bench_train --tiny                # seconds, on any machine
+
+All cases run in one process on one device: a step with plain eager levels, then one with compiled levels, both with
+optimisers, averages and random data. Times are medians of CUDA events after warm-up; FLOPs are those of
+`training.flops.step_flops`, set against what a large bf16 product reaches in the same run. Parity is of one step from
+the same weights on the same rows: the loss and every gradient of the timed path against the eager path in fp32.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import dataclasses
+import json
+import math
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from datasets.common import PuzzleDatasetMetadata
+from models.losses import ACTLossHead
+from training import distributed
+from training.build import build_model, compile_levels, model_config
+from training.cli import run_cli
+from training.config import load_config
+from training.config_schema import PretrainConfig
+from training.distributed import Distributed
+from training.flops import step_flops
+from training.schedule import Schedule
+from training.state import create_state
+from training.step import train_step
+from training.timing import Clock, attention_backend, matmul_tflops
+
+GIB = 2**30
+
+
+@dataclass(frozen=True)
+class Case:
+    """`rows` in a timed step, `parity_rows` in the comparison with fp32, whose activations are many times as large.
+    `published_ms`: a step of the original code, compiled, on an H100 80 GB."""
+
+    name: str
+    overrides: tuple[str, ...]
+    cells: int
+    vocabulary: int
+    rows: int
+    parity_rows: int
+    published_ms: float
+
+
+CASES = [
+    Case("arc_att_l6", ("experiment=arc1", "arch.L_cycles=6"), 900, 12, 192, 16, 305.4),
+    Case("arc_att_l4", ("experiment=arc1",), 900, 12, 192, 16, 219.0),
+    Case("sudoku_att", ("experiment=sudoku_att",), 81, 11, 768, 128, 106.2),
+    Case("sudoku_mlp", ("experiment=sudoku_mlp",), 81, 11, 768, 128, 150.9),
+]
+TINY = ("arch.hidden_size=32", "arch.num_heads=2", "arch.puzzle_emb_len=2", "arch.halt_max_steps=4")
+
+
+def tiny(case: Case) -> Case:
+    overrides = (*case.overrides, *TINY)
+    return dataclasses.replace(case, overrides=overrides, cells=min(case.cells, 36), rows=4, parity_rows=4)
+
+
+def settings_of(case: Case, rows: int, *more: str) -> PretrainConfig:
+    """The published recipe with `rows` in a batch, taken at once."""
+    batch = (f"global_batch_size={rows}", f"micro_batch_size={rows}", "max_steps=1000000", "lr_warmup_steps=0")
+    config = load_config("cfg_pretrain", [*case.overrides, *batch, *more])
+    assert isinstance(config, PretrainConfig)
+    return config
+
+
+def data_of(case: Case) -> PuzzleDatasetMetadata:
+    """As much of a data set's description as a model asks for."""
+    shapes = {"seq_len": case.cells, "vocab_size": case.vocabulary, "num_puzzle_identifiers": 1000}
+    return cast(PuzzleDatasetMetadata, SimpleNamespace(**shapes))
+
+
+def random_batch(case: Case, rows: int, device: torch.device) -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(rows)
+    grids = torch.randint(2, case.vocabulary, (2, rows, case.cells), generator=generator, dtype=torch.int32)
+    puzzles = torch.randint(1, 1000, (rows,), generator=generator, dtype=torch.int32)
+    batch = {"inputs": grids[0], "labels": grids[1], "puzzle_identifiers": puzzles}
+    return {key: value.to(device) for key, value in batch.items()}
+
+
+def model_of(case: Case, config: PretrainConfig, rows: int, device: torch.device) -> ACTLossHead:
+    return build_model(config.arch, model_config(config.arch, data_of(case), rows, device), device, config.seed).train()
+
+
+def time_step(case: Case, compiled: bool, clock: Clock, dist: Distributed) -> dict[str, Any]:
+    """A step of the recipe, eager or with compiled levels."""
+    config = settings_of(case, case.rows)
+    model = model_of(case, config, case.rows, dist.device)
+    state = create_state(model, config, data_of(case), dist)
+    flops = step_flops(SimpleNamespace(model=model)) * case.rows
+    if compiled:
+        compile_levels(model)
+    run = SimpleNamespace(config=config, dist=dist, schedule=Schedule(1_000_000, frozenset()))
+    batch = random_batch(case, case.rows, dist.device)
+    on_cuda = dist.device.type == "cuda"
+    if on_cuda:
+        torch.cuda.reset_peak_memory_stats(dist.device)
+    ms = clock(lambda: train_step(run, state, batch))
+    return {
+        "ms": ms,
+        "tflops": flops / ms / 1e9,
+        "peak_gib": torch.cuda.max_memory_allocated(dist.device) / GIB if on_cuda else math.nan,
+        "attention": attention_backend(lambda: train_step(run, state, batch)),
+    }
+
+
+def gradients_of(case: Case, dist: Distributed, dtype: str, compiled: bool) -> tuple[float, dict[str, Tensor]]:
+    """Loss per row and every gradient, fp64 on the CPU, of a first step on `parity_rows` rows."""
+    config = settings_of(case, case.parity_rows, f"arch.forward_dtype={dtype}")
+    model = model_of(case, config, case.parity_rows, dist.device)
+    if compiled:
+        compile_levels(model)
+    batch = random_batch(case, case.parity_rows, dist.device)
+    never = torch.zeros(case.parity_rows, dtype=torch.int32, device=dist.device)
+    _, loss, *_ = model(carry=model.initial_carry(batch), batch=batch, min_halt_steps=never)
+    (loss / case.parity_rows).backward()
+    loss = loss.detach()
+    found = {name: p.grad.double().cpu() for name, p in model.named_parameters() if p.grad is not None}
+    return float(loss) / case.parity_rows, found
+
+
+@contextlib.contextmanager
+def plain_fp32() -> Iterator[None]:
+    """Products in fp32 proper, whatever the device would rather do."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+def parity(case: Case, dist: Distributed, dtype: str) -> dict[str, Any]:
+    """The compiled step in the timed dtype against the eager one in fp32: relative difference of the loss, and the
+    smallest cosine between gradients with the tensor it belongs to."""
+    with plain_fp32():
+        loss, exact = gradients_of(case, dist, "float32", compiled=False)
+    own_loss, own = gradients_of(case, dist, dtype, compiled=dist.device.type == "cuda")
+    cosines = {
+        name: float((gradient * own[name]).sum() / (gradient.norm() * own[name].norm()))
+        for name, gradient in exact.items()
+        if gradient.norm() > 0
+    }
+    worst = min(cosines, key=lambda name: cosines[name])
+    return {"loss_difference": abs(own_loss - loss) / abs(loss), "cosine": cosines[worst], "of": worst}
+
+
+def bench(case: Case, clock: Clock, dist: Distributed) -> dict[str, Any]:
+    on_cuda = dist.device.type == "cuda"
+    paths = {}
+    for name in ("eager", "compiled") if on_cuda else ("eager",):
+        try:
+            paths[name] = time_step(case, name == "compiled", clock, dist)
+        except torch.OutOfMemoryError:
+            print(f"{case.name} | {name}: {case.rows} rows do not fit into the memory of {dist.device}")
+            torch.cuda.empty_cache()
+    dtype = "bfloat16" if on_cuda else "float32"
+    return {"case": case.name, "rows": case.rows, "paths": paths, "parity": parity(case, dist, dtype)}
+
+
+def main(argv: list[str]) -> None:
+    parser = argparse.ArgumentParser(prog="bench_train", description=(__doc__ or "").split("\n\n")[0])
+    parser.add_argument("--tiny", action="store_true", help="small shapes, for a machine without a GPU")
+    parser.add_argument("--only", default="", help="measure the cases whose name contains this")
+    parser.add_argument("--json", type=Path, help="write the figures to this file as well")
+    args = parser.parse_args(argv)
+    dist = distributed.init("cpu" if args.tiny else "auto")
+    clock = Clock(dist.device, *((1, 2) if args.tiny else (8, 20)))
+    peak = matmul_tflops(dist.device, clock, 64 if args.tiny else 8192)
+    cudnn = torch.backends.cudnn.version() if dist.device.type == "cuda" else None
+    print(f"{dist.device}: torch {torch.__version__}, cuDNN {cudnn}; a large bf16 product reaches {peak:.3g} TFLOP/s")
+    print("case | path | rows | ms | TFLOP/s | of the product | original, ms | peak GiB | attention")
+    found = []
+    for case in (tiny(case) if args.tiny else case for case in CASES if args.only in case.name):
+        figures = bench(case, clock, dist)
+        found.append(figures)
+        for path, of in figures["paths"].items():
+            of["share_of_product"] = of["tflops"] / peak
+            print(
+                f"{case.name} | {path} | {case.rows} | {of['ms']:.1f} | {of['tflops']:.3g} | "
+                f"{of['share_of_product']:.1%} | {case.published_ms} | {of['peak_gib']:.3g} | {of['attention']}"
+            )
+        own = figures["parity"]
+        print(
+            f"  {case.parity_rows} rows against fp32 eager: loss differs by {own['loss_difference']:.2g}, smallest "
+            f"gradient cosine {own['cosine']:.6f} ({own['of']})",
+            flush=True,
+        )
+    if args.json is not None:
+        report = {"torch": torch.__version__, "cudnn": cudnn, "matmul_tflops": peak, "cases": found}
+        args.json.write_text(json.dumps(report, indent=2))
+
+
+if __name__ == "__main__":
+    sys.exit(run_cli(main, sys.argv[1:]))

@@ -1,0 +1,68 @@
+"""One optimisation step of a recursive model: ACT step, gradients, clipping, updates, average.
+
+totals = train_step(run, state, batch)
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from training.config_schema import PretrainConfig
+from training.distributed import Distributed
+from training.guard import assert_finite
+from training.optim import set_learning_rates
+from training.schedule import Schedule
+from training.state import TrainState, exploration
+
+
+class Setting(Protocol):
+    """What a step takes from a run and leaves alone."""
+
+    @property
+    def config(self) -> PretrainConfig: ...
+    @property
+    def dist(self) -> Distributed: ...
+    @property
+    def schedule(self) -> Schedule: ...
+
+
+def train_step(run: Setting, state: TrainState, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    """One update on this rank's rows of the global batch; returns sums of metrics over its rows."""
+    config, model, step = run.config, state.model, state.step
+    uniform = run.dist.send(exploration(config.seed, step, config.global_batch_size, state.slots))
+    totals: dict[str, Tensor] = {}
+    start = 0
+    for index, carry in enumerate(state.carries):
+        rows = slice(start, start := start + len(carry.steps))
+        state.carries[index], loss, metrics, _, _ = model(
+            carry=carry,
+            batch={key: value[rows] for key, value in batch.items()},
+            min_halt_steps=model.model.explore(uniform[:, rows]),
+        )
+        (loss / config.global_batch_size).backward()
+        for key, value in {"loss": loss.detach(), **metrics}.items():
+            totals[key] = totals[key] + value if key in totals else value
+
+    state.gradients.all_reduce(run.dist)
+    norm = state.gradients.norm().to(run.dist.device)
+    assert_finite(torch.stack((norm, totals["loss"].to(norm.dtype))), step + 1)
+    if config.optim.grad_clip is not None:
+        for flat in state.gradients.tensors:
+            flat.mul_((config.optim.grad_clip / (norm + 1e-6)).clamp_max(1.0))
+    state.step += 1
+    set_learning_rates(
+        state.optimizers,
+        state.step,
+        warmup_steps=config.lr_warmup_steps,
+        total_steps=run.schedule.total_steps,
+        min_ratio=config.lr_min_ratio,
+    )
+    for optimizer in state.optimizers:
+        optimizer.step()
+    state.gradients.zero()
+    if state.ema is not None:
+        state.ema.update()
+    return totals | {"grad_norm": norm, "rows": torch.tensor(float(start))}

@@ -1,0 +1,63 @@
+"""How long things take and what the device can do: for the benches, which claim ratios of figures from one process.
+
+clock = Clock(device, warm_up=8, repeats=20)
+milliseconds = clock(lambda: step())
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+# What PyTorch's dispatcher calls the attention kernels, in the order in which they are looked for.
+ATTENTION = {
+    "_scaled_dot_product_cudnn_attention": "cuDNN",
+    "_scaled_dot_product_flash_attention": "flash",
+    "_scaled_dot_product_efficient_attention": "memory-efficient",
+    "_scaled_dot_product_attention_math": "math",
+}
+
+
+class Clock:
+    """Milliseconds of a call: the median of `repeats` after `warm_up`, by CUDA events where there are any."""
+
+    def __init__(self, device: torch.device, warm_up: int, repeats: int):
+        self.device, self.warm_up, self.repeats = device, warm_up, repeats
+
+    def __call__(self, call: Callable[[], object]) -> float:
+        for _ in range(self.warm_up):
+            call()
+        if self.device.type != "cuda":
+            return statistics.median(self._on_host(call) for _ in range(self.repeats))
+        events = [[torch.cuda.Event(enable_timing=True) for _ in range(2)] for _ in range(self.repeats)]
+        for start, end in events:
+            start.record()
+            call()
+            end.record()
+        torch.cuda.synchronize(self.device)
+        return statistics.median(start.elapsed_time(end) for start, end in events)
+
+    @staticmethod
+    def _on_host(call: Callable[[], object]) -> float:
+        started = time.perf_counter()
+        call()
+        return 1000 * (time.perf_counter() - started)
+
+
+def matmul_tflops(device: torch.device, clock: Clock, size: int) -> float:
+    """What a product of two random bf16 matrices of this size reaches; it differs from card to card by some percent."""
+    a, b = (torch.randn(size, size, device=device, dtype=torch.bfloat16) for _ in range(2))
+    return 2 * size**3 / clock(lambda: a @ b) / 1e9
+
+
+def attention_backend(call: Callable[[], object]) -> str:
+    """Which attention kernels a call ends in, as the dispatcher says; ``none`` where there is no attention."""
+    with profile(activities=[ProfilerActivity.CPU]) as record:
+        call()
+    names = {event.key for event in record.key_averages()}
+    found = [kind for part, kind in ATTENTION.items() if any(part in name for name in names)]
+    return ", ".join(found) or "none"

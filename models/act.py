@@ -10,6 +10,7 @@ row for them is not used (TRM paper, section 2.4; HRM paper, "Adaptive computati
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
@@ -50,6 +51,7 @@ class ACTConfig(BaseModel):
     )
 
     forward_dtype: Literal["bfloat16", "float32", "float16"] = "bfloat16"
+    kernels: Literal["torch", "triton"] = "torch"  # triton: one kernel for mixing by an MLP, its residual and norm
 
     # Whether attention may be narrower than the hidden state, as where 12 heads share 512.
     uneven_heads: ClassVar[bool] = False
@@ -68,6 +70,14 @@ class ACTConfig(BaseModel):
                 f"arch.hidden_size={self.hidden_size} over arch.num_heads={self.num_heads} gives an odd head size, "
                 "which rope cannot rotate; use arch.pos_encodings=learned or another number of heads"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _check_kernels(self) -> ACTConfig:
+        if self.kernels == "triton" and not self.mlp_t:
+            raise ValueError("arch.kernels=triton has a kernel for arch.mlp_t=true only: leave it out")
+        if self.kernels == "triton" and importlib.util.find_spec("triton") is None:
+            raise ValueError('arch.kernels=triton needs the package triton: pip install -e ".[kernels]"')
         return self
 
     @model_validator(mode="after")

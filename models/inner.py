@@ -64,7 +64,14 @@ class RecursiveInner(nn.Module):
         mlp_length = config.latent_length if config.mlp_t else None
         return ReasoningModule(
             [
-                Block(config.hidden_size, config.num_heads, config.expansion, config.rms_norm_eps, mlp_length)
+                Block(
+                    config.hidden_size,
+                    config.num_heads,
+                    config.expansion,
+                    config.rms_norm_eps,
+                    mlp_length,
+                    fused=config.kernels == "triton",
+                )
                 for _ in range(num_layers)
             ]
         )

@@ -122,10 +122,19 @@ class Block(nn.Module):
     """Post-norm block over x [batch, length, hidden]: mix the tokens, then the channels.
 
     With `mlp_length` the tokens are mixed by an MLP over that many positions instead of by attention
-    (TRM paper, section 4.5); its residual is then normalised over the positions, as published.
+    (TRM paper, section 4.5); its residual is then normalised over the positions, as published. With `fused` that half
+    is one Triton kernel, `models.kernels.token_mixing`.
     """
 
-    def __init__(self, hidden_size: int, num_heads: int, expansion: float, eps: float, mlp_length: int | None = None):
+    def __init__(
+        self,
+        hidden_size: int,
+        num_heads: int,
+        expansion: float,
+        eps: float,
+        mlp_length: int | None = None,
+        fused: bool = False,
+    ):
         super().__init__()
         self.eps = eps
         if mlp_length is None:
@@ -133,10 +142,17 @@ class Block(nn.Module):
         else:
             self.mlp_t = SwiGLU(mlp_length, expansion)
         self.mixes_by_mlp = mlp_length is not None
+        self.fused = None
+        if fused and self.mixes_by_mlp:
+            from models.kernels.token_mixing import mix_tokens  # here, because Triton is there on GPUs only
+
+            self.fused = mix_tokens
         self.mlp = SwiGLU(hidden_size, expansion)
 
     def forward(self, x: Tensor, cos_sin: CosSin | None) -> Tensor:
-        if self.mixes_by_mlp:
+        if self.fused is not None:
+            x = self.fused(x, self.mlp_t.gate_up_proj.weight, self.mlp_t.down_proj.weight, self.eps)
+        elif self.mixes_by_mlp:
             x = x.transpose(1, 2)
             x = rms_norm(x + self.mlp_t(x), self.eps).transpose(1, 2)
         else:

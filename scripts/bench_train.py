@@ -4,10 +4,11 @@
     python -m scripts.bench_train --only sudoku --json figures.json
     python -m scripts.bench_train --tiny                # seconds, on any machine
 
-All cases run in one process on one device: a step with plain eager levels, then one with compiled levels, both with
-optimisers, averages and random data. Times are medians of CUDA events after warm-up; FLOPs are those of
-`training.flops.step_flops`, set against what a large bf16 product reaches in the same run. Parity is of one step from
-the same weights on the same rows: the loss and every gradient of the timed path against the eager path in fp32.
+All cases run in one process on one device: a step with plain eager levels, one with compiled levels and, where there
+is a kernel for the case, one with that kernel too; all with optimisers, averages and random data. Times are medians of
+CUDA events after warm-up; FLOPs are those of `training.flops.step_flops`, set against what a large bf16 product reaches
+in the same run. Parity is of one step from the same weights on the same rows: the loss and every gradient against those
+of the eager path in fp32.
 """
 
 from __future__ import annotations
@@ -98,13 +99,30 @@ def model_of(case: Case, config: PretrainConfig, rows: int, device: torch.device
     return build_model(config.arch, model_config(config.arch, data_of(case), rows, device), device, config.seed).train()
 
 
-def time_step(case: Case, compiled: bool, clock: Clock, dist: Distributed) -> dict[str, Any]:
-    """A step of the recipe, eager or with compiled levels."""
-    config = settings_of(case, case.rows)
+@dataclass(frozen=True)
+class Way:
+    """How a step is computed: the plain path, compiled or not, or with our kernels."""
+
+    compiled: bool = False
+    kernels: str = "torch"
+
+
+WAYS = {"eager": Way(), "compiled": Way(compiled=True), "triton": Way(compiled=True, kernels="triton")}
+
+
+def ways_of(case: Case, device: torch.device) -> list[str]:
+    if device.type != "cuda":
+        return ["eager"]
+    return [name for name, way in WAYS.items() if way.kernels == "torch" or case.name == "sudoku_mlp"]
+
+
+def time_step(case: Case, way: Way, clock: Clock, dist: Distributed) -> dict[str, Any]:
+    """A step of the recipe."""
+    config = settings_of(case, case.rows, f"arch.kernels={way.kernels}")
     model = model_of(case, config, case.rows, dist.device)
     state = create_state(model, config, data_of(case), dist)
     flops = step_flops(SimpleNamespace(model=model)) * case.rows
-    if compiled:
+    if way.compiled:
         compile_levels(model)
     run = SimpleNamespace(config=config, dist=dist, schedule=Schedule(1_000_000, frozenset()))
     batch = random_batch(case, case.rows, dist.device)
@@ -120,11 +138,11 @@ def time_step(case: Case, compiled: bool, clock: Clock, dist: Distributed) -> di
     }
 
 
-def gradients_of(case: Case, dist: Distributed, dtype: str, compiled: bool) -> tuple[float, dict[str, Tensor]]:
+def gradients_of(case: Case, way: Way, dist: Distributed, dtype: str) -> tuple[float, dict[str, Tensor]]:
     """Loss per row and every gradient, fp64 on the CPU, of a first step on `parity_rows` rows."""
-    config = settings_of(case, case.parity_rows, f"arch.forward_dtype={dtype}")
+    config = settings_of(case, case.parity_rows, f"arch.forward_dtype={dtype}", f"arch.kernels={way.kernels}")
     model = model_of(case, config, case.parity_rows, dist.device)
-    if compiled:
+    if way.compiled:
         compile_levels(model)
     batch = random_batch(case, case.parity_rows, dist.device)
     never = torch.zeros(case.parity_rows, dtype=torch.int32, device=dist.device)
@@ -146,12 +164,12 @@ def plain_fp32() -> Iterator[None]:
         torch.set_float32_matmul_precision(before)
 
 
-def parity(case: Case, dist: Distributed, dtype: str) -> dict[str, Any]:
-    """The compiled step in the timed dtype against the eager one in fp32: relative difference of the loss, and the
-    smallest cosine between gradients with the tensor it belongs to."""
+def parity(case: Case, way: Way, dist: Distributed, dtype: str) -> dict[str, Any]:
+    """A step in `dtype` against the eager one in fp32: relative difference of the loss, and the smallest cosine between
+    gradients with the tensor it belongs to."""
     with plain_fp32():
-        loss, exact = gradients_of(case, dist, "float32", compiled=False)
-    own_loss, own = gradients_of(case, dist, dtype, compiled=dist.device.type == "cuda")
+        loss, exact = gradients_of(case, Way(), dist, "float32")
+    own_loss, own = gradients_of(case, way, dist, dtype)
     cosines = {
         name: float((gradient * own[name]).sum() / (gradient.norm() * own[name].norm()))
         for name, gradient in exact.items()
@@ -162,16 +180,15 @@ def parity(case: Case, dist: Distributed, dtype: str) -> dict[str, Any]:
 
 
 def bench(case: Case, clock: Clock, dist: Distributed) -> dict[str, Any]:
-    on_cuda = dist.device.type == "cuda"
-    paths = {}
-    for name in ("eager", "compiled") if on_cuda else ("eager",):
+    dtype = "bfloat16" if dist.device.type == "cuda" else "float32"
+    paths: dict[str, Any] = {}
+    for name in ways_of(case, dist.device):
         try:
-            paths[name] = time_step(case, name == "compiled", clock, dist)
+            paths[name] = time_step(case, WAYS[name], clock, dist) | {"parity": parity(case, WAYS[name], dist, dtype)}
         except torch.OutOfMemoryError:
             print(f"{case.name} | {name}: {case.rows} rows do not fit into the memory of {dist.device}")
             torch.cuda.empty_cache()
-    dtype = "bfloat16" if on_cuda else "float32"
-    return {"case": case.name, "rows": case.rows, "paths": paths, "parity": parity(case, dist, dtype)}
+    return {"case": case.name, "rows": case.rows, "parity_rows": case.parity_rows, "paths": paths}
 
 
 def main(argv: list[str]) -> None:
@@ -185,23 +202,19 @@ def main(argv: list[str]) -> None:
     peak = matmul_tflops(dist.device, clock, 64 if args.tiny else 8192)
     cudnn = torch.backends.cudnn.version() if dist.device.type == "cuda" else None
     print(f"{dist.device}: torch {torch.__version__}, cuDNN {cudnn}; a large bf16 product reaches {peak:.3g} TFLOP/s")
-    print("case | path | rows | ms | TFLOP/s | of the product | original, ms | peak GiB | attention")
+    print("case | path | rows | ms | TFLOP/s | of the product | original, ms | peak GiB | attention | loss, cosine")
     found = []
     for case in (tiny(case) if args.tiny else case for case in CASES if args.only in case.name):
         figures = bench(case, clock, dist)
         found.append(figures)
         for path, of in figures["paths"].items():
-            of["share_of_product"] = of["tflops"] / peak
+            of["share_of_product"], own = of["tflops"] / peak, of["parity"]
             print(
                 f"{case.name} | {path} | {case.rows} | {of['ms']:.1f} | {of['tflops']:.3g} | "
-                f"{of['share_of_product']:.1%} | {case.published_ms} | {of['peak_gib']:.3g} | {of['attention']}"
+                f"{of['share_of_product']:.1%} | {case.published_ms} | {of['peak_gib']:.3g} | {of['attention']} | "
+                f"{own['loss_difference']:.2g}, {own['cosine']:.6f} ({own['of']})",
+                flush=True,
             )
-        own = figures["parity"]
-        print(
-            f"  {case.parity_rows} rows against fp32 eager: loss differs by {own['loss_difference']:.2g}, smallest "
-            f"gradient cosine {own['cosine']:.6f} ({own['of']})",
-            flush=True,
-        )
     if args.json is not None:
         report = {"torch": torch.__version__, "cudnn": cudnn, "matmul_tflops": peak, "cases": found}
         args.json.write_text(json.dumps(report, indent=2))

@@ -12,7 +12,7 @@ import torch
 
 from models import load_class
 from scripts import bench_train
-from scripts.bench_train import CASES, data_of, main, parity, settings_of, tiny
+from scripts.bench_train import CASES, Way, data_of, main, parity, settings_of, tiny
 from training.build import model_config
 from training.distributed import Distributed
 from training.flops import step_flops
@@ -32,7 +32,7 @@ def test_operations_of_the_published_steps(case: Any, tera: float) -> None:
 @pytest.mark.parametrize("case", [CASES[0], CASES[3]], ids=["attention", "mlp"])
 def test_parity_sees_half_precision_and_no_more(case: Any) -> None:
     dist = Distributed()
-    exact, half = (parity(tiny(case), dist, dtype) for dtype in ("float32", "bfloat16"))
+    exact, half = (parity(tiny(case), Way(), dist, dtype) for dtype in ("float32", "bfloat16"))
     assert exact["loss_difference"] == 0 and exact["cosine"] == pytest.approx(1, abs=1e-12)
     assert 0 < half["loss_difference"] < 0.02
     assert 0.5 < half["cosine"] < 1 - 1e-6
@@ -42,7 +42,7 @@ def test_parity_names_the_gradient_that_differs(monkeypatch: pytest.MonkeyPatch)
     a, b = torch.tensor([1.0, 0.0]).double(), torch.tensor([3.0, 4.0]).double()
     steps = iter([(2.0, {"x": a, "y": b, "zero": 0 * a}), (2.5, {"x": a, "y": b.flip(0), "zero": a})])
     monkeypatch.setattr(bench_train, "gradients_of", lambda *_, **__: next(steps))
-    found = parity(CASES[0], Distributed(), "float32")
+    found = parity(CASES[0], Way(), Distributed(), "float32")
     assert found == {"loss_difference": 0.25, "cosine": pytest.approx(24 / 25), "of": "y"}
 
 
@@ -51,7 +51,7 @@ def test_the_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (case,) = json.loads((tmp_path / "figures.json").read_text(encoding="utf-8"))["cases"]
     eager = case["paths"]["eager"]
     assert case["case"] == "arc_att_l4" and case["rows"] == 4 and list(case["paths"]) == ["eager"]
-    assert eager["ms"] > 0 and eager["attention"] == "flash"
+    assert eager["ms"] > 0 and eager["attention"] == "flash" and eager["parity"]["cosine"] == pytest.approx(1)
     assert "arc_att_l4 | eager | 4 |" in capsys.readouterr().out
 
 

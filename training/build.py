@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import torch
@@ -28,6 +29,9 @@ def model_config(
     }
     if settings.get("forward_dtype") == "auto":
         settings["forward_dtype"] = "bfloat16" if device.type == "cuda" else "float32"
+    if settings.get("kernels") == "triton" and device.type != "cuda" and not os.environ.get("TRITON_INTERPRET"):
+        warn(f"arch.kernels=triton is for GPUs: on {device.type} the plain path computes the same")
+        settings["kernels"] = "torch"
     return settings
 
 

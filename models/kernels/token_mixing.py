@@ -1,0 +1,207 @@
+"""The MLP over positions with its residual and norm in one kernel: ``norm(x + mlp_t(x))`` for x [B, P, D].
+
+The plain path, `models.layers.Block` with `mlp_length`, defines it. That one writes a gated tensor of 2 I numbers for
+every channel of every row, by products with 97 as a dimension, where matrix units like multiples of eight. Here a tile
+of x, [P, some channels], stays on the chip through both products, the residual and the norm over its positions, all of
+which it holds. The backward pass computes the gates again instead of keeping them. Needs Triton.
+
+    y = mix_tokens(x, mlp_t.gate_up_proj.weight, mlp_t.down_proj.weight, eps)
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
+
+# Channels of a tile, inner features at a time, and tiles' worth of programs that share the gradients of the weights.
+CHANNELS, INNER, SPLITS = 64, 64, 32
+
+
+@triton.jit
+def _gates(gate, up):
+    """silu(gate) and silu(gate) * up, fp32."""
+    activated = gate / (1 + tl.exp(-gate))
+    return activated, activated * up
+
+
+@triton.jit
+def _gate_up(x, gate_ptr, up_ptr, first, P_PAD: tl.constexpr, INNER: tl.constexpr):
+    """The gates of `INNER` features from `first` on, fp32 [INNER, channels], and the weights, each [INNER, P_PAD]."""
+    place = (first + tl.arange(0, INNER))[:, None] * P_PAD + tl.arange(0, P_PAD)[None, :]
+    weight_g, weight_u = tl.load(gate_ptr + place), tl.load(up_ptr + place)
+    return tl.dot(weight_g, x, input_precision="ieee"), tl.dot(weight_u, x, input_precision="ieee"), weight_g, weight_u
+
+
+@triton.jit
+def _forward(
+    x_ptr, gate_ptr, up_ptr, down_ptr, y_ptr, scale_ptr, eps,
+    P: tl.constexpr, P_PAD: tl.constexpr, D: tl.constexpr, FEATURES: tl.constexpr,
+    CHANNELS: tl.constexpr, INNER: tl.constexpr,
+):  # fmt: skip
+    row, part = tl.program_id(0).to(tl.int64), tl.program_id(1)
+    position, channel = tl.arange(0, P_PAD), part * CHANNELS + tl.arange(0, CHANNELS)
+    inside = (position < P)[:, None] & (channel < D)[None, :]
+    place = row * P * D + position[:, None] * D + channel[None, :]
+    x = tl.load(x_ptr + place, mask=inside, other=0.0)
+    total = x.to(tl.float32)
+    for first in range(0, FEATURES, INNER):
+        gate, up, _, _ = _gate_up(x, gate_ptr, up_ptr, first, P_PAD, INNER)
+        _, mixed = _gates(gate, up)
+        down = tl.load(down_ptr + position[:, None] * FEATURES + (first + tl.arange(0, INNER))[None, :])
+        total += tl.dot(down, mixed.to(x.dtype), input_precision="ieee")
+    scale = 1 / tl.sqrt(tl.sum(tl.where(inside, total * total, 0.0), axis=0) / P + eps)
+    tl.store(y_ptr + place, (total * scale[None, :]).to(x.dtype), mask=inside)
+    tl.store(scale_ptr + row * D + channel, scale, mask=channel < D)
+
+
+@triton.jit
+def _backward_x(
+    x_ptr, gate_ptr, up_ptr, down_ptr, y_ptr, scale_ptr, dy_ptr, total_ptr, dx_ptr,
+    P: tl.constexpr, P_PAD: tl.constexpr, D: tl.constexpr, FEATURES: tl.constexpr,
+    CHANNELS: tl.constexpr, INNER: tl.constexpr,
+):  # fmt: skip
+    """Gradients of the sum before the norm, in the dtype of x, and of x."""
+    row, part = tl.program_id(0).to(tl.int64), tl.program_id(1)
+    position, channel = tl.arange(0, P_PAD), part * CHANNELS + tl.arange(0, CHANNELS)
+    inside = (position < P)[:, None] & (channel < D)[None, :]
+    place = row * P * D + position[:, None] * D + channel[None, :]
+    x = tl.load(x_ptr + place, mask=inside, other=0.0)
+    y = tl.load(y_ptr + place, mask=inside, other=0.0).to(tl.float32)
+    dy = tl.load(dy_ptr + place, mask=inside, other=0.0).to(tl.float32)
+    scale = tl.load(scale_ptr + row * D + channel, mask=channel < D, other=0.0)
+    dx = scale[None, :] * (dy - y * (tl.sum(dy * y, axis=0) / P)[None, :])
+    d_total = dx.to(x.dtype)
+    tl.store(total_ptr + place, d_total, mask=inside)
+    for first in range(0, FEATURES, INNER):
+        gate, up, weight_g, weight_u = _gate_up(x, gate_ptr, up_ptr, first, P_PAD, INNER)
+        down = tl.load(down_ptr + position[:, None] * FEATURES + (first + tl.arange(0, INNER))[None, :])
+        d_mixed = tl.dot(tl.trans(down), d_total, input_precision="ieee")
+        activated, _ = _gates(gate, up)
+        share = tl.sigmoid(gate)
+        d_gate = d_mixed * up * share * (1 + gate * (1 - share))
+        dx += tl.dot(tl.trans(weight_g), d_gate.to(x.dtype), input_precision="ieee")
+        dx += tl.dot(tl.trans(weight_u), (d_mixed * activated).to(x.dtype), input_precision="ieee")
+    tl.store(dx_ptr + place, dx.to(x.dtype), mask=inside)
+
+
+@triton.jit
+def _backward_weights(
+    x_ptr, gate_ptr, up_ptr, down_ptr, total_ptr, d_gate_ptr, d_up_ptr, d_down_ptr, tiles,
+    P: tl.constexpr, P_PAD: tl.constexpr, D: tl.constexpr, FEATURES: tl.constexpr,
+    CHANNELS: tl.constexpr, INNER: tl.constexpr,
+):  # fmt: skip
+    """Gradients of `INNER` features' weights, summed over every `SPLITS`-th tile: fp32 [SPLITS, I, P_PAD] each."""
+    first, split = tl.program_id(0) * INNER, tl.program_id(1)
+    position, feature = tl.arange(0, P_PAD), first + tl.arange(0, INNER)
+    down = tl.load(down_ptr + position[:, None] * FEATURES + feature[None, :])
+    sum_g = tl.zeros((INNER, P_PAD), tl.float32)
+    sum_u = tl.zeros((INNER, P_PAD), tl.float32)
+    sum_d = tl.zeros((INNER, P_PAD), tl.float32)
+    parts: tl.constexpr = (D + CHANNELS - 1) // CHANNELS
+    for tile in range(split, tiles, tl.num_programs(1)):
+        row = tl.full((), tile // parts, tl.int64)
+        channel = (tile % parts) * CHANNELS + tl.arange(0, CHANNELS)
+        inside = (position < P)[:, None] & (channel < D)[None, :]
+        place = row * P * D + position[:, None] * D + channel[None, :]
+        x = tl.load(x_ptr + place, mask=inside, other=0.0)
+        d_total = tl.load(total_ptr + place, mask=inside, other=0.0)
+        gate, up, _, _ = _gate_up(x, gate_ptr, up_ptr, first, P_PAD, INNER)
+        activated, mixed = _gates(gate, up)
+        d_mixed = tl.dot(tl.trans(down), d_total, input_precision="ieee")
+        share = tl.sigmoid(gate)
+        d_gate = d_mixed * up * share * (1 + gate * (1 - share))
+        sum_g += tl.dot(d_gate.to(x.dtype), tl.trans(x), input_precision="ieee")
+        sum_u += tl.dot((d_mixed * activated).to(x.dtype), tl.trans(x), input_precision="ieee")
+        sum_d += tl.dot(mixed.to(x.dtype), tl.trans(d_total), input_precision="ieee")
+    place = split * FEATURES * P_PAD + feature[:, None] * P_PAD + position[None, :]
+    tl.store(d_gate_ptr + place, sum_g)
+    tl.store(d_up_ptr + place, sum_u)
+    tl.store(d_down_ptr + place, sum_d)
+
+
+def _sizes(x: Tensor, down: Tensor) -> dict[str, int]:
+    """What the kernels are compiled for. A tile has all positions, in a power of two that matrix units take."""
+    _, P, D = x.shape
+    P_PAD = max(16, triton.next_power_of_2(P))
+    return {"P": P, "P_PAD": P_PAD, "D": D, "FEATURES": down.shape[1], "CHANNELS": CHANNELS, "INNER": INNER}
+
+
+def _padded(gate_up: Tensor, down: Tensor, dtype: torch.dtype, P_PAD: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Weights in the dtype of x, zero beyond P: gate and up [I, P_PAD], down [P_PAD, I]."""
+    wide = torch.nn.functional.pad(gate_up.to(dtype), (0, P_PAD - gate_up.shape[1]))
+    gate, up = wide.chunk(2)
+    return gate.contiguous(), up.contiguous(), torch.nn.functional.pad(down.to(dtype), (0, 0, 0, P_PAD - len(down)))
+
+
+@torch.library.custom_op("trm_lab::mix_tokens", mutates_args=())
+def _mix(x: Tensor, gate_up: Tensor, down: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    x, sizes = x.contiguous(), _sizes(x, down)
+    y, scale = torch.empty_like(x), x.new_empty((x.shape[0], x.shape[2]), dtype=torch.float32)
+    weights = _padded(gate_up, down, x.dtype, sizes["P_PAD"])
+    _forward[(x.shape[0], math.ceil(x.shape[2] / CHANNELS))](x, *weights, y, scale, eps, **sizes)
+    return y, scale
+
+
+@register_flop_formula(torch.ops.trm_lab.mix_tokens)
+def _flops(x: torch.Size, gate_up: torch.Size, down: torch.Size, eps: float, **_: object) -> int:
+    """Operations, as the plain path's two products have them."""
+    rows, P, D = x
+    return 2 * rows * D * P * (gate_up[0] + down[1])
+
+
+@_mix.register_fake
+def _(x: Tensor, gate_up: Tensor, down: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    return torch.empty_like(x, memory_format=torch.contiguous_format), x.new_empty(
+        (x.shape[0], x.shape[2]), dtype=torch.float32
+    )
+
+
+@torch.library.custom_op("trm_lab::mix_tokens_backward", mutates_args=())
+def _mix_backward(
+    x: Tensor, gate_up: Tensor, down: Tensor, y: Tensor, scale: Tensor, dy: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    x, dy, sizes = x.contiguous(), dy.contiguous(), _sizes(x, down)
+    inner, P, P_PAD = sizes["FEATURES"], sizes["P"], sizes["P_PAD"]
+    weights = _padded(gate_up, down, x.dtype, P_PAD)
+    d_total, dx = torch.empty_like(x), torch.empty_like(x)
+    parts = math.ceil(x.shape[2] / CHANNELS)
+    _backward_x[(x.shape[0], parts)](x, *weights, y, scale, dy, d_total, dx, **sizes)
+    tiles = x.shape[0] * parts
+    splits = min(SPLITS, tiles)
+    sums = x.new_empty((3, splits, inner, P_PAD), dtype=torch.float32)
+    _backward_weights[(inner // INNER, splits)](x, *weights, d_total, *sums, tiles, **sizes)
+    d_gate, d_up, d_down = sums.sum(1)[..., :P]
+    return dx, torch.cat((d_gate, d_up)).to(gate_up.dtype), d_down.T.to(down.dtype).contiguous()
+
+
+@_mix_backward.register_fake
+def _(x: Tensor, gate_up: Tensor, down: Tensor, y: Tensor, scale: Tensor, dy: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    return torch.empty_like(x, memory_format=torch.contiguous_format), torch.empty_like(gate_up), torch.empty_like(down)
+
+
+def _keep(ctx, inputs, output) -> None:
+    x, gate_up, down, _ = inputs
+    ctx.save_for_backward(x, gate_up, down, *output)
+
+
+def _differentiate(ctx, dy: Tensor, _: Tensor | None) -> tuple[Tensor, Tensor, Tensor, None]:
+    return *_mix_backward(*ctx.saved_tensors, dy), None
+
+
+_mix.register_autograd(_differentiate, setup_context=_keep)
+
+
+def mix_tokens(x: Tensor, gate_up: Tensor, down: Tensor, eps: float) -> Tensor:
+    """``norm(x + mlp_t(x))`` over the positions of x [B, P, D], in its dtype; weights [2 I, P] and [P, I] of any.
+
+    Products accumulate in fp32, and nothing is rounded between the second product and the norm's result. ValueError
+    where I is no multiple of 64.
+    """
+    if down.shape[1] % INNER:
+        raise ValueError(f"the MLP has {down.shape[1]} inner features: the kernel takes multiples of {INNER}")
+    return _mix(x, gate_up, down, eps)[0]

@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from datasets.common import check_folder
+from datasets.common import InputError, check_folder
 from evaluators import build_evaluators
 from evaluators.diffusion import DiffusionEvaluator
 from training import distributed
@@ -40,6 +40,11 @@ def main(argv: list[str]) -> None:
 
 def evaluate_model(config: EvaluateConfig, dist: Distributed) -> None:
     """A model that solves puzzles."""
+    if config.act_eval == "fixed" and config.act_eval_confidence != 0.5:
+        raise InputError(
+            f"act_eval_confidence={config.act_eval_confidence:g} has no effect with act_eval=fixed: drop it, or "
+            "act_eval=early"
+        )
     trained = open_trained(config, dist)
     specs = config.evaluators
     if specs is None:
@@ -53,6 +58,7 @@ def evaluate_model(config: EvaluateConfig, dist: Distributed) -> None:
         dist=dist,
         batch_size=trained.batch_size,
         act_eval=config.act_eval,
+        act_eval_confidence=config.act_eval_confidence,
         save_outputs=config.eval_save_outputs,
         save_dir=output_dir,
     )
@@ -96,6 +102,7 @@ def report(figures: dict[str, float], config: EvaluateConfig, trained: Trained, 
         "tasks_or_puzzles": dataset.metadata.total_groups,
         "dtype": trained.model.model.config.forward_dtype,
         "act_eval": config.act_eval,
+        "act_eval_confidence": config.act_eval_confidence if config.act_eval == "early" else None,
         "act_steps": trained.model.model.config.halt_max_steps,
     }
     write_metrics(protocol, figures, output_dir)

@@ -73,10 +73,25 @@ def test_saved_outputs_are_what_was_scored(folder: Path, tmp_path: Path) -> None
     assert (arrays["preds"] == arrays["labels"]).mean() == pytest.approx(figures(tmp_path)["all/accuracy"], abs=1e-6)
 
 
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("act_eval_confidence=0.9", "act_eval_confidence=0.9 has no effect with act_eval=fixed: drop it, or"),
+        ("act_eval_confidence=1", "act_eval_confidence=1: expected less than 1"),
+    ],
+)
+def test_a_confidence_that_means_nothing_is_refused(
+    override: str, said: str, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run_cli(evaluate.main, [f"checkpoint={folder / 'run-sudoku'}", override]) == 2
+    assert said in capsys.readouterr().err
+
+
 def test_more_steps_and_early_halting_at_evaluation(folder: Path, tmp_path: Path) -> None:
     command = [f"checkpoint={folder / 'run-sudoku'}", "halt_max_steps=5"]
     assert run_cli(evaluate.main, [*command, f"output_dir={tmp_path / 'fixed'}"]) == 0
-    assert run_cli(evaluate.main, [*command, "act_eval=early", f"output_dir={tmp_path / 'early'}"]) == 0
+    early = ["act_eval=early", "act_eval_confidence=0.9", f"output_dir={tmp_path / 'early'}"]
+    assert run_cli(evaluate.main, [*command, *early]) == 0
     assert figures(tmp_path / "fixed")["all/steps"] == 5
     assert figures(tmp_path / "early")["all/steps"] <= 5
     by_step = json.loads((tmp_path / "fixed/act_steps.json").read_text())["all"]["cell_accuracy_by_step"]

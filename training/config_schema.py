@@ -359,6 +359,8 @@ class EvaluateConfig(Section):
     """figures beyond loss and accuracy; []: none"""
     act_eval: ActEval
     """fixed: every row runs halt_max_steps; early: rows stop when they halt"""
+    act_eval_confidence: float = Field(gt=0, lt=1)
+    """halting probability above which act_eval=early lets a row stop"""
     halt_max_steps: int | None = Field(ge=1)
     """deep-supervision steps of a row"""
     eval_batch_size: int | None = Field(ge=1)

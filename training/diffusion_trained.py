@@ -22,6 +22,7 @@ NOT_FOR_HEADS: dict[str, Any] = {
     "arch": None,
     "use_ema": True,
     "act_eval": "fixed",
+    "act_eval_confidence": 0.5,
     "halt_max_steps": None,
     "eval_save_outputs": [],
 }

@@ -44,6 +44,7 @@ def evaluate(
     dist: Distributed,
     batch_size: int,
     act_eval: str = "fixed",
+    act_eval_confidence: float = 0.5,
     save_outputs: Collection[str] = (),
     save_dir: Path | None = None,
 ) -> dict[str, float] | None:
@@ -71,6 +72,7 @@ def evaluate(
             early=act_eval == "early",
             keys=keys,
             statistics=total.act,
+            confidence=act_eval_confidence,
         ):
             total.add(finished)
             for _, evaluator in evaluators:

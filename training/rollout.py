@@ -164,8 +164,11 @@ def rollout(
     early: bool,
     keys: Collection[str],
     statistics: ActStatistics,
+    confidence: float = 0.5,
 ) -> Iterator[Rows]:
     """Yield finished rows: the arrays of `rows`, those outputs of the model named in `keys`, `steps` and `lm_loss`.
+
+    With `early` a row finishes as soon as it wants to halt with a probability above `confidence`.
 
     `rows` yields batches of any size, numpy arrays with dimension 0 the row, `row_index` among them. The model must be
     in evaluation mode and run with the weights to be evaluated.
@@ -181,7 +184,8 @@ def rollout(
         step = carry.steps.cpu().numpy().astype(np.int64)
         active = held.row_index >= 0
         held.first_halt = np.where(active & wants & (held.first_halt == 0), step, held.first_halt)
-        finished = active & (carry.halted.cpu().numpy() | (wants if early else False))
+        leaves = wants & (torch.sigmoid(outputs["q_halt_logits"].float()).cpu().numpy() > confidence)
+        finished = active & (carry.halted.cpu().numpy() | (leaves if early else False))
 
         exact, cell, labelled = _score(outputs["preds"], held.batch["labels"])
         counted, done = active & labelled, finished & labelled

@@ -64,9 +64,9 @@ def accuracy(prediction: np.ndarray, labels: np.ndarray) -> tuple[float, float]:
     return float(right.all()), float(right.mean())
 
 
-@pytest.mark.parametrize("early", [False, True])
+@pytest.mark.parametrize(("early", "confidence"), [(False, 0.5), (True, 0.5), (True, 0.7)])
 @pytest.mark.parametrize(("slots", "sizes"), [(4, [5, 0, 6]), (16, [11]), (1, [3, 8])])
-def test_rollout_equals_solving_every_row_alone(early: bool, slots: int, sizes: list[int]) -> None:
+def test_rollout_equals_solving_every_row_alone(early: bool, confidence: float, slots: int, sizes: list[int]) -> None:
     model, rows = make_model(), make_rows(sum(sizes))
     expected = reference(model, rows)
     statistics = ActStatistics(STEPS)
@@ -79,6 +79,7 @@ def test_rollout_equals_solving_every_row_alone(early: bool, slots: int, sizes: 
             early=early,
             keys={"preds", "q_halt_logits"},
             statistics=statistics,
+            confidence=confidence,
         )
     )
     found = {key: np.concatenate([piece[key] for piece in pieces]) for key in pieces[0]}
@@ -87,7 +88,10 @@ def test_rollout_equals_solving_every_row_alone(early: bool, slots: int, sizes: 
     by_step, halts = np.zeros((STEPS, 2)), np.zeros(STEPS + 1)
     for position, index in enumerate(found["row_index"] - 100):
         first_halt = next((i for i, (_, q) in enumerate(expected[index]) if q > 0), None)
-        last = first_halt if early and first_halt is not None else STEPS - 1
+        enough = np.log(confidence / (1 - confidence))
+        leaves = next((i for i, (_, q) in enumerate(expected[index]) if q > enough), None)
+        last = leaves if early and leaves is not None else STEPS - 1
+        first_halt = first_halt if first_halt is not None and first_halt <= last else None
         prediction, q_halt = expected[index][last]
         assert found["steps"][position] == last + 1
         np.testing.assert_array_equal(found["preds"][position], prediction)

@@ -15,7 +15,7 @@ import math
 import torch
 import triton
 import triton.language as tl
-from torch import Tensor
+from torch import Tensor, library
 from torch.utils.flop_counter import register_flop_formula
 
 # Channels of a tile, inner features at a time, and tiles' worth of programs that share the gradients of the weights.
@@ -138,7 +138,7 @@ def _padded(gate_up: Tensor, down: Tensor, dtype: torch.dtype, P_PAD: int) -> tu
     return gate.contiguous(), up.contiguous(), torch.nn.functional.pad(down.to(dtype), (0, 0, 0, P_PAD - len(down)))
 
 
-@torch.library.custom_op("trm_lab::mix_tokens", mutates_args=())
+@library.custom_op("trm_lab::mix_tokens", mutates_args=())
 def _mix(x: Tensor, gate_up: Tensor, down: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     x, sizes = x.contiguous(), _sizes(x, down)
     y, scale = torch.empty_like(x), x.new_empty((x.shape[0], x.shape[2]), dtype=torch.float32)
@@ -161,7 +161,7 @@ def _(x: Tensor, gate_up: Tensor, down: Tensor, eps: float) -> tuple[Tensor, Ten
     )
 
 
-@torch.library.custom_op("trm_lab::mix_tokens_backward", mutates_args=())
+@library.custom_op("trm_lab::mix_tokens_backward", mutates_args=())
 def _mix_backward(
     x: Tensor, gate_up: Tensor, down: Tensor, y: Tensor, scale: Tensor, dy: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:

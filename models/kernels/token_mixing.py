@@ -23,10 +23,19 @@ CHANNELS, INNER, SPLITS = 64, 64, 32
 
 
 @triton.jit
-def _gates(gate, up):
-    """silu(gate) and silu(gate) * up, fp32."""
-    activated = gate / (1 + tl.exp(-gate))
-    return activated, activated * up
+def _tile(row, part, P: tl.constexpr, P_PAD: tl.constexpr, D: tl.constexpr, CHANNELS: tl.constexpr):
+    """Positions, channels, what of a tile lies within the tensor, and where: [P_PAD], [CHANNELS], [P_PAD, CHANNELS]."""
+    position, channel = tl.arange(0, P_PAD), part * CHANNELS + tl.arange(0, CHANNELS)
+    inside = (position < P)[:, None] & (channel < D)[None, :]
+    return position, channel, inside, row * P * D + position[:, None] * D + channel[None, :]
+
+
+@triton.jit
+def _gates_backward(gate, up, d_mixed):
+    """silu(gate) * up, and the gradients of gate and up, fp32."""
+    share = tl.sigmoid(gate)
+    activated = gate * share
+    return activated * up, d_mixed * up * share * (1 + gate * (1 - share)), d_mixed * activated
 
 
 @triton.jit
@@ -44,14 +53,12 @@ def _forward(
     CHANNELS: tl.constexpr, INNER: tl.constexpr,
 ):  # fmt: skip
     row, part = tl.program_id(0).to(tl.int64), tl.program_id(1)
-    position, channel = tl.arange(0, P_PAD), part * CHANNELS + tl.arange(0, CHANNELS)
-    inside = (position < P)[:, None] & (channel < D)[None, :]
-    place = row * P * D + position[:, None] * D + channel[None, :]
+    position, channel, inside, place = _tile(row, part, P, P_PAD, D, CHANNELS)
     x = tl.load(x_ptr + place, mask=inside, other=0.0)
     total = x.to(tl.float32)
     for first in range(0, FEATURES, INNER):
         gate, up, _, _ = _gate_up(x, gate_ptr, up_ptr, first, P_PAD, INNER)
-        _, mixed = _gates(gate, up)
+        mixed = gate * tl.sigmoid(gate) * up
         down = tl.load(down_ptr + position[:, None] * FEATURES + (first + tl.arange(0, INNER))[None, :])
         total += tl.dot(down, mixed.to(x.dtype), input_precision="ieee")
     scale = 1 / tl.sqrt(tl.sum(tl.where(inside, total * total, 0.0), axis=0) / P + eps)
@@ -67,9 +74,7 @@ def _backward_x(
 ):  # fmt: skip
     """Gradients of the sum before the norm, in the dtype of x, and of x."""
     row, part = tl.program_id(0).to(tl.int64), tl.program_id(1)
-    position, channel = tl.arange(0, P_PAD), part * CHANNELS + tl.arange(0, CHANNELS)
-    inside = (position < P)[:, None] & (channel < D)[None, :]
-    place = row * P * D + position[:, None] * D + channel[None, :]
+    position, channel, inside, place = _tile(row, part, P, P_PAD, D, CHANNELS)
     x = tl.load(x_ptr + place, mask=inside, other=0.0)
     y = tl.load(y_ptr + place, mask=inside, other=0.0).to(tl.float32)
     dy = tl.load(dy_ptr + place, mask=inside, other=0.0).to(tl.float32)
@@ -81,11 +86,9 @@ def _backward_x(
         gate, up, weight_g, weight_u = _gate_up(x, gate_ptr, up_ptr, first, P_PAD, INNER)
         down = tl.load(down_ptr + position[:, None] * FEATURES + (first + tl.arange(0, INNER))[None, :])
         d_mixed = tl.dot(tl.trans(down), d_total, input_precision="ieee")
-        activated, _ = _gates(gate, up)
-        share = tl.sigmoid(gate)
-        d_gate = d_mixed * up * share * (1 + gate * (1 - share))
+        _, d_gate, d_up = _gates_backward(gate, up, d_mixed)
         dx += tl.dot(tl.trans(weight_g), d_gate.to(x.dtype), input_precision="ieee")
-        dx += tl.dot(tl.trans(weight_u), (d_mixed * activated).to(x.dtype), input_precision="ieee")
+        dx += tl.dot(tl.trans(weight_u), d_up.to(x.dtype), input_precision="ieee")
     tl.store(dx_ptr + place, dx.to(x.dtype), mask=inside)
 
 
@@ -105,18 +108,14 @@ def _backward_weights(
     parts: tl.constexpr = (D + CHANNELS - 1) // CHANNELS
     for tile in range(split, tiles, tl.num_programs(1)):
         row = tl.full((), tile // parts, tl.int64)
-        channel = (tile % parts) * CHANNELS + tl.arange(0, CHANNELS)
-        inside = (position < P)[:, None] & (channel < D)[None, :]
-        place = row * P * D + position[:, None] * D + channel[None, :]
+        _, _, inside, place = _tile(row, tile % parts, P, P_PAD, D, CHANNELS)
         x = tl.load(x_ptr + place, mask=inside, other=0.0)
         d_total = tl.load(total_ptr + place, mask=inside, other=0.0)
         gate, up, _, _ = _gate_up(x, gate_ptr, up_ptr, first, P_PAD, INNER)
-        activated, mixed = _gates(gate, up)
         d_mixed = tl.dot(tl.trans(down), d_total, input_precision="ieee")
-        share = tl.sigmoid(gate)
-        d_gate = d_mixed * up * share * (1 + gate * (1 - share))
+        mixed, d_gate, d_up = _gates_backward(gate, up, d_mixed)
         sum_g += tl.dot(d_gate.to(x.dtype), tl.trans(x), input_precision="ieee")
-        sum_u += tl.dot((d_mixed * activated).to(x.dtype), tl.trans(x), input_precision="ieee")
+        sum_u += tl.dot(d_up.to(x.dtype), tl.trans(x), input_precision="ieee")
         sum_d += tl.dot(mixed.to(x.dtype), tl.trans(d_total), input_precision="ieee")
     place = split * FEATURES * P_PAD + feature[:, None] * P_PAD + position[None, :]
     tl.store(d_gate_ptr + place, sum_g)

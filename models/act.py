@@ -19,6 +19,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 
+from models.kernels import Kernels, find
 from models.sparse_embedding import CastedSparseEmbedding
 from models.trajectory import HCycle, check_recordable, make_trajectory
 
@@ -51,7 +52,7 @@ class ACTConfig(BaseModel):
     )
 
     forward_dtype: Literal["bfloat16", "float32", "float16"] = "bfloat16"
-    kernels: Literal["torch", "triton"] = "torch"  # triton: one kernel for mixing by an MLP, its residual and norm
+    kernels: Literal["auto", "torch", "triton"] = "torch"  # torch: the plain path; see models.kernels
 
     # Whether attention may be narrower than the hidden state, as where 12 heads share 512.
     uneven_heads: ClassVar[bool] = False
@@ -103,6 +104,11 @@ class ACTConfig(BaseModel):
     @property
     def dtype(self) -> torch.dtype:
         return getattr(torch, self.forward_dtype)
+
+    def find_kernels(self) -> Kernels:
+        """What takes the place of the plain path's parts on the current device."""
+        shape = {"length": self.latent_length, "hidden_size": self.hidden_size, "num_heads": self.num_heads}
+        return find(self.kernels, self.dtype, **shape, mlp_t=self.mlp_t)
 
 
 @dataclass

@@ -62,6 +62,7 @@ class RecursiveInner(nn.Module):
     def build_level(self, num_layers: int) -> ReasoningModule:
         config: ACTConfig = self.config
         mlp_length = config.latent_length if config.mlp_t else None
+        kernels = config.find_kernels()
         return ReasoningModule(
             [
                 Block(
@@ -70,7 +71,7 @@ class RecursiveInner(nn.Module):
                     config.expansion,
                     config.rms_norm_eps,
                     mlp_length,
-                    fused=config.kernels == "triton",
+                    kernels,
                 )
                 for _ in range(num_layers)
             ]

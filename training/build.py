@@ -29,8 +29,10 @@ def model_config(
     }
     if settings.get("forward_dtype") == "auto":
         settings["forward_dtype"] = "bfloat16" if device.type == "cuda" else "float32"
-    if settings.get("kernels") == "triton" and device.type != "cuda" and not os.environ.get("TRITON_INTERPRET"):
-        warn(f"arch.kernels=triton is for GPUs: on {device.type} the plain path computes the same")
+    kernels = settings.get("kernels", "torch")
+    if kernels != "torch" and device.type != "cuda" and not os.environ.get("TRITON_INTERPRET"):
+        if kernels == "triton":
+            warn(f"arch.kernels=triton is for GPUs: on {device.type} the plain path computes the same")
         settings["kernels"] = "torch"
     return settings
 

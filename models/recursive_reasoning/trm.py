@@ -54,8 +54,9 @@ class TinyRecursiveReasoningModel_ACTV1_Inner(RecursiveInner):
         z_L_list: list[Tensor] | None = None,
     ):
         z_H, z_L = carry.z_H, carry.z_L
+        injection = z_H + x
         for _ in range(self.config.L_cycles):
-            z_L = self.L_level(z_L, z_H + x, cos_sin)
+            z_L = self.L_level(z_L, injection, cos_sin)
             if z_L_list is not None:
                 z_L_list.append(z_L.detach())
         answer_level = self.H_level if self.config.H_layers > 0 else self.L_level

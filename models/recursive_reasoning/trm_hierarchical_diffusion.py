@@ -198,7 +198,8 @@ class TRMHierarchicalDiffusion_Inner(TinyRecursiveReasoningModel_ACTV1_Inner):
             injection, there = self._averaged(seen, valid, level)
             if above is not None:
                 injection = injection + self._spread(after[-1].z_H, above, level.grid)
-            before = TinyRecursiveReasoningModel_ACTV1InnerCarry(z_H[index], z_L[index])
+            # Contiguous as all later states of the recursion, or compilation would make graphs for these alone.
+            before = TinyRecursiveReasoningModel_ACTV1InnerCarry(z_H[index].contiguous(), z_L[index].contiguous())
             after.append(self._recur_level(level, before, injection, frozen))
             cells = after[-1].z_H[:, self.config.puzzle_tokens :]
             logits.append(self.coarse_head(cells))

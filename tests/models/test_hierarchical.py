@@ -6,13 +6,16 @@ from typing import Any
 
 import pytest
 import torch
+import torch._dynamo.config
 import torch.nn.functional as F
 from torch import Tensor
+from torch._dynamo.testing import CompileCounter
 
 from models import load_class
 from models.grid_levels import coarse_targets
 from models.losses import ACTLossHead, stablemax_cross_entropy
 from tests.models.test_models import ARCHITECTURES, SMALL, TRM
+from training.build import GRAPHS_OF_A_LEVEL
 from training.optim import AdamATan2
 
 SPEC = ARCHITECTURES["trm_hierarchical_diffusion"]
@@ -299,3 +302,17 @@ def test_losses_of_the_levels_by_hand() -> None:
 def test_levels_that_do_not_fit_are_refused(changes: dict[str, Any], said: str) -> None:
     with pytest.raises(ValueError, match=said):
         build(**changes)
+
+
+def test_a_graph_for_each_kind_of_call_at_each_level() -> None:
+    """Compiled once: without gradients, with them, and with them in the state too; no more in later steps."""
+    model = awake(H_cycles=3).train()
+    graphs = CompileCounter()
+    model.model.inner.L_level.compile(backend=graphs, fullgraph=True, dynamic=False)
+    carry, counts = model.initial_carry(make_batch()), []
+    with torch._dynamo.config.patch(recompile_limit=GRAPHS_OF_A_LEVEL):
+        for step in range(3):
+            carry, loss, *_ = model(carry=carry, batch=make_batch(step))
+            loss.backward()
+            counts.append(graphs.frame_count)
+    assert counts == [3 * 3] * 3

@@ -2,7 +2,7 @@
 
     python -m scripts.ablate smoke --steps 8                                  # seconds, on any machine
     python -m scripts.ablate sudoku --seconds 100 --seeds 2 --gpus 4          # matched operations
-    python -m scripts.ablate arc --seconds 100 --match flops --gpus 2 data_paths=[data/arc1]
+    python -m scripts.ablate arc --steps 300 --presets trm,coarse_to_fine data_paths=[data/arc1-aug-100]
 
 Every run is one of `pretrain.py`. With --seconds, a few steps of every preset are timed first, so that the number of
 steps, and the learning-rate schedule with it, is settled before training starts; what compilation takes is no training.
@@ -26,6 +26,7 @@ from typing import Any
 import torch
 
 from datasets.common import InputError, read_json
+from datasets.puzzle_dataset import PuzzleDataset
 from training.ablation import (
     AblationList,
     Budget,
@@ -75,7 +76,7 @@ class Plan:
 
 
 def main(argv: list[str]) -> None:
-    args = _parser().parse_args(argv)
+    args = _parser().parse_intermixed_args(argv)
     plan = _plan(args)
     available = torch.cuda.device_count()
     devices = devices_of(available if args.gpus is None else args.gpus, available)
@@ -115,7 +116,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--seconds", type=_positive, help="longest training of a run; the slowest preset settles what all get")
     add("--steps", type=_count, help="steps of the first preset, instead of --seconds")
     add("--seeds", type=_count, default=1, help="runs of each preset, with seeds 0, 1 and so on (default 1)")
-    add("--presets", nargs="+", metavar="NAME", help="only these of the list, in this order")
+    add("--presets", metavar="NAME,NAME", help="only these of the list, in this order")
     add("--out", type=Path, help="folder of runs and report (default runs/ablation-LIST)")
     add("--gpus", type=int, help="GPUs to spread the runs over, one run on each at a time; 0: the CPU (default: all)")
     add("--timed-steps", type=_count, default=40, help="steps that are timed with --seconds (default 40)")
@@ -143,7 +144,7 @@ def _plan(args: argparse.Namespace) -> Plan:
     if args.match == "seconds" and args.seconds is None:
         raise InputError("--match seconds needs --seconds, not --steps")
     found = read_list(args.list)
-    names = args.presets or list(found.presets)
+    names = list(dict.fromkeys(args.presets.split(","))) if args.presets else list(found.presets)
     for name in names:
         if name not in found.presets:
             raise InputError(f"--presets {name}: the list {args.list} has {', '.join(found.presets)}")
@@ -178,10 +179,11 @@ def _check_folder(plan: Plan) -> None:
 
 def _facts(plan: Plan, rows: Sequence[Row], devices: Sequence[str]) -> dict[str, str]:
     config = load_config("cfg_pretrain", plan.overrides(rows[0].name))
+    data = PuzzleDataset(config.data_paths, "train", seed=config.seed, max_puzzles=config.max_train_puzzles)
     budget = plan.budget
     amount = f"{budget.seconds:g} s of the slowest" if budget.seconds else f"{budget.steps} steps of {rows[0].name}"
     return {
-        "data": ", ".join(config.data_paths),
+        "data": f"{', '.join(config.data_paths)}: {data.metadata.total_groups:,} training puzzles or tasks",
         "matched": f"{budget.match}, {amount}",
         "seeds": f"{plan.seeds}, from 0; sd is that of a sample",
         "checkpoint": "the last, averaged weights where the preset has them",
@@ -210,8 +212,8 @@ def _time_steps(plan: Plan, rows: Sequence[Row], pool: Pool) -> None:
             row.measured_ms = read_json(folder / "ms.json")
         else:
             shutil.rmtree(folder, ignore_errors=True)  # half a timing is none
-            command = [PRETRAIN, *plan.overrides(row.name, *more, f"checkpoint_path={folder / 'run'}")]
-            jobs.append(Job(row.name, command, folder / "log.txt"))
+            command = plan.overrides(row.name, *more, f"checkpoint_path={folder / 'run'}")
+            jobs.append(Job(row.name, (PRETRAIN, *command), folder / "log.txt"))
     by_name = {row.name: row for row in rows}
     for job, problem in pool.run(jobs):
         row, folder = by_name[job.name], job.log.parent
@@ -259,7 +261,7 @@ def _train(plan: Plan, rows: Sequence[Row], pool: Pool, report: Callable[[], str
                 row.runs.append(found)
                 continue
             more = [*schedule_overrides(row.steps, plan.ablation.warmup), f"seed={seed}", f"checkpoint_path={run_dir}"]
-            job = Job(run_dir.name, [PRETRAIN, *plan.overrides(row.name, *more)], run_dir / "log.txt")
+            job = Job(run_dir.name, (PRETRAIN, *plan.overrides(row.name, *more)), run_dir / "log.txt")
             of_job[job.name] = (row, seed)
             jobs.append(job)
     for job, problem in pool.run(jobs):

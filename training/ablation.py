@@ -190,13 +190,15 @@ def table(ablation: AblationList, rows: Sequence[Row], facts: Mapping[str, str])
     """Markdown: the title, what was done how, a line for each preset, and the trivial answer."""
     columns = ["preset", "parameters", "GFLOP a step", "ms a step", "steps", "training, s"]
     lines = [f"## {ablation.title}", "", *(f"- {key}: {value}" for key, value in facts.items()), ""]
-    head = [*columns, *(f"{figure}, %" for figure in (ablation.score, *ablation.also))]
+    head = [*columns, *(f"{f}, %" if is_share(f) else f for f in (ablation.score, *ablation.also))]
     lines += [f"| {' | '.join(head)} |", f"| --- |{' ---: |' * (len(head) - 1)}"]
     lines += [f"| {' | '.join(_cells(ablation, row))} |" for row in rows]
-    for figure in ablation.baseline:
-        found = [value for row in rows for value in row.values(figure)]
-        if found:
-            lines += ["", f"Trivial answer, {figure}: {100 * statistics.mean(found):.2f} %"]
+    evaluated = f"{ablation.score.rpartition('/')[0]}/rows"
+    for figure in (evaluated, *ablation.baseline):
+        if found := [value for row in rows for value in row.values(figure)]:
+            mean = statistics.mean(found)
+            text = f"Rows evaluated: {mean:.0f}" if figure == evaluated else f"Trivial answer, {figure}: {mean:.2%}"
+            lines += ["", text]
     problems = [f"- {row.name}: {row.problem}" for row in rows if row.problem]
     return "\n".join([*lines, *(["", "Failed:", *problems] if problems else [])]) + "\n"
 
@@ -210,18 +212,24 @@ def _cells(ablation: AblationList, row: Row) -> list[str]:
         _number(row.ms, 1),
         "-" if row.steps is None else str(row.steps),
         _number(seconds, 1),
-        *(spread_of(row.values(figure)) for figure in (ablation.score, *ablation.also)),
+        *(spread_of(figure, row.values(figure)) for figure in (ablation.score, *ablation.also)),
     ]
 
 
-def spread_of(values: Sequence[float]) -> str:
-    """Mean ± standard deviation over the seeds (of a sample), in percent, and of how many."""
+def is_share(figure: str) -> bool:
+    """Whether it is shown in percent, as all but losses are."""
+    return not figure.endswith("loss")
+
+
+def spread_of(figure: str, values: Sequence[float]) -> str:
+    """Mean ± standard deviation over the seeds (of a sample), and of how many."""
     if not values:
         return "-"
-    mean = f"{100 * statistics.mean(values):.2f}"
+    scale, digits = (100, 2) if is_share(figure) else (1, 4)
+    mean = f"{scale * statistics.mean(values):.{digits}f}"
     if len(values) == 1:
         return f"{mean} (1 seed)"
-    return f"{mean} ± {100 * statistics.stdev(values):.2f} ({len(values)})"
+    return f"{mean} ± {scale * statistics.stdev(values):.{digits}f} ({len(values)})"
 
 
 def _number(value: float, digits: int) -> str:
@@ -235,7 +243,7 @@ def as_json(ablation: AblationList, rows: Sequence[Row], facts: Mapping[str, str
         for run in preset["runs"]:
             run["ms"] = None if math.isnan(run["ms"]) else run["ms"]
         preset["score"] = {
-            figure: {"values": row.values(figure), "mean ± sd": spread_of(row.values(figure))}
+            figure: {"values": row.values(figure), "mean ± sd": spread_of(figure, row.values(figure))}
             for figure in (ablation.score, *ablation.also, *ablation.baseline)
         }
     return {"title": ablation.title, "facts": dict(facts), "base": ablation.base, "presets": presets}

@@ -58,7 +58,8 @@ def loss_curve(run_dir: Path) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _draw_scores(panel: Axes, ablation: AblationList, rows: Sequence[Row]) -> None:
-    panel.set_title(f"{ablation.score}, % (every seed, and the mean)")
+    panel.set_title("Every seed, and the mean")
+    panel.set_xlabel(f"{ablation.score}, %")
     for index, row in enumerate(rows):
         values = [100 * value for value in row.values(ablation.score)]
         if values:

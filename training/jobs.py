@@ -1,7 +1,7 @@
 """Commands run side by side, one on each GPU at a time, or one after the other on the CPU.
 
 pool = Pool(devices_of(gpus=4, available=4), timeout=3600)
-for job, problem in pool.run([Job("trm-s0", ["pretrain.py", "arch=trm"], Path("trm.log"))]):
+for job, problem in pool.run([Job("trm-s0", ("pretrain.py", "arch=trm"), Path("trm.log"))]):
     ...                                         # as each of them ends; problem is None where it went well
 """
 
@@ -30,7 +30,7 @@ class Job:
     """`arguments` of the Python interpreter; what it prints goes to `log`."""
 
     name: str
-    arguments: Sequence[str]
+    arguments: tuple[str, ...]
     log: Path
 
 

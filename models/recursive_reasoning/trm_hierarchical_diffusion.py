@@ -54,6 +54,7 @@ class TRMHierarchicalDiffusionConfig(TinyRecursiveReasoningModel_ACTV1Config):
     levels: list[Annotated[list[Side], Field(min_length=2, max_length=2)]] | None = Field(None, min_length=1)
     tie_levels: bool = True
     coarse_loss_weight: float = Field(0.5, ge=0)  # of each coarse level's loss, beside 1 for the finest
+    coarse_halting: bool = True  # false: coarse levels go on for as long as their row does
 
     @model_validator(mode="after")
     def _check_levels(self, info: ValidationInfo) -> TRMHierarchicalDiffusionConfig:
@@ -204,7 +205,7 @@ class TRMHierarchicalDiffusion_Inner(TinyRecursiveReasoningModel_ACTV1_Inner):
             cells = after[-1].z_H[:, self.config.puzzle_tokens :]
             logits.append(self.coarse_head(cells))
             q_halt.append(level.q_head(_mean_cell(cells, there)).squeeze(-1))
-            coarser_halted = frozen | (coarser_halted & (q_halt[-1] > 0))
+            coarser_halted = frozen | (coarser_halted & (q_halt[-1] > 0) & self.config.coarse_halting)
             halted.append(coarser_halted)
             above = level.grid
         x = self._in_context(x, self.position) + self._spread(after[-1].z_H, self.grids[-2], self.grids[-1])

@@ -267,6 +267,15 @@ def test_a_level_waits_for_the_coarser_ones() -> None:
     assert inner.prepare(carry, batch)[0].coarse_halted.all()  # for good
 
 
+def test_coarse_levels_need_not_halt() -> None:
+    inner = awake(coarse_halting=False).model.inner
+    with torch.no_grad():
+        for level in inner.coarse:
+            level.q_head.weight.zero_()
+            level.q_head.bias.fill_(9.0)
+    assert not inner.prepare(inner.empty_carry(4), make_batch())[0].coarse_halted.any()
+
+
 def test_losses_of_the_levels_by_hand() -> None:
     weight = 0.3
     model, plain = awake(coarse_loss_weight=weight).eval(), awake(coarse_loss_weight=0.0).eval()

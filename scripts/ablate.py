@@ -118,7 +118,9 @@ def _parser() -> argparse.ArgumentParser:
     add("--seeds", type=_count, default=1, help="runs of each preset, with seeds 0, 1 and so on (default 1)")
     add("--presets", metavar="NAME,NAME", help="only these of the list, in this order")
     add("--out", type=Path, help="folder of runs and report (default runs/ablation-LIST)")
-    add("--gpus", type=int, help="GPUs to spread the runs over, one run on each at a time; 0: the CPU (default: all)")
+    add(
+        "--gpus", type=_whole, help="GPUs to spread the runs over, one run on each at a time; 0: the CPU (default: all)"
+    )
     add("--timed-steps", type=_count, default=40, help="steps that are timed with --seconds (default 40)")
     add("--timeout", type=_positive, default=3600.0, help="seconds after which a run has failed (default 3600)")
     add("--stop-after", type=_positive, help="seconds after which no further run starts; those in progress end")
@@ -132,8 +134,14 @@ def _positive(text: str) -> float:
     return value
 
 
+def _whole(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text} must be a number from 0 on")
+    return int(text)
+
+
 def _count(text: str) -> int:
-    if not text.isdecimal() or int(text) == 0:
+    if _whole(text) == 0:
         raise argparse.ArgumentTypeError(f"{text} must be a number from 1 on")
     return int(text)
 

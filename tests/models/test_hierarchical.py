@@ -29,6 +29,7 @@ VARIANTS: list[dict[str, Any]] = [
     {"tie_levels": False, "H_layers": 1},
     {"tie_levels": False, "mlp_t": True, "pos_encodings": "learned"},
     {"puzzle_emb_ndim": 0},
+    {"forward_dtype": "bfloat16"},
 ]
 
 
@@ -325,3 +326,20 @@ def test_a_graph_for_each_kind_of_call_at_each_level() -> None:
             loss.backward()
             counts.append(graphs.frame_count)
     assert counts == [3 * 3] * 3
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+@pytest.mark.parametrize("changes", [{}, {"mlp_t": True, "pos_encodings": "none"}], ids=str)
+def test_the_host_waits_for_no_level(changes: dict[str, Any]) -> None:
+    model = awake(**changes, forward_dtype="bfloat16").cuda().train()
+    batch = {key: value.cuda() for key, value in make_batch().items()}
+    minimum = torch.zeros(4, dtype=torch.int32, device="cuda")
+    carry = model.initial_carry(batch)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for _ in range(3):
+            carry, loss, *_ = model(carry=carry, batch=batch, min_halt_steps=minimum)
+            loss.backward()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert torch.isfinite(loss)

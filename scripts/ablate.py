@@ -118,9 +118,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--seeds", type=_count, default=1, help="runs of each preset, with seeds 0, 1 and so on (default 1)")
     add("--presets", metavar="NAME,NAME", help="only these of the list, in this order")
     add("--out", type=Path, help="folder of runs and report (default runs/ablation-LIST)")
-    add(
-        "--gpus", type=_whole, help="GPUs to spread the runs over, one on each at a time; 0: the CPU (default: all)"
-    )
+    add("--gpus", type=_whole, help="GPUs to spread the runs over, one on each at a time; 0: the CPU (default: all)")
     add("--timed-steps", type=_count, default=40, help="steps that are timed with --seconds (default 40)")
     add("--timeout", type=_positive, default=3600.0, help="seconds after which a run has failed (default 3600)")
     add("--stop-after", type=_positive, help="seconds after which no further run starts; those in progress end")

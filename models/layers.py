@@ -61,10 +61,12 @@ class RotaryEmbedding(nn.Module):
     cos: Tensor
     sin: Tensor
 
-    def __init__(self, head_dim: int, length: int, theta: float):
+    def __init__(self, head_dim: int, length: int, theta: float, positions: Tensor | None = None):
+        """`positions` fp32 [length]: where the tokens stand, 0, 1, 2 and so on unless given."""
         super().__init__()
+        positions = torch.arange(length, dtype=torch.float32) if positions is None else positions
         inverse_frequency = theta ** -(torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim)
-        angle = torch.outer(torch.arange(length, dtype=torch.float32), inverse_frequency)
+        angle = torch.outer(positions, inverse_frequency)
         angle = torch.cat((angle, angle), dim=-1)
         self.register_buffer("cos", angle.cos(), persistent=False)
         self.register_buffer("sin", angle.sin(), persistent=False)

@@ -16,6 +16,9 @@ from models.losses import ACTLossHead
 from training.cli import warn
 from training.config_schema import ArchConfig
 
+# With and without gradients, for each level of a coarse-to-fine model and for evaluations: more than torch allows.
+GRAPHS_OF_A_LEVEL = 64
+
 
 def model_config(
     arch: ArchConfig, metadata: PuzzleDatasetMetadata, batch_size: int, device: torch.device
@@ -50,7 +53,10 @@ def build_model(arch: ArchConfig, config: dict[str, Any], device: torch.device, 
 
 
 def compile_levels(model: ACTLossHead) -> None:
-    """Compile the recursion's unit in place: 2 graphs to build instead of one with every cycle unrolled."""
+    """Compile the recursion's unit in place: a few graphs to build instead of one with every cycle unrolled."""
+    from torch._dynamo import config as dynamo  # here, because importing it takes a second
+
+    dynamo.recompile_limit = max(GRAPHS_OF_A_LEVEL, dynamo.recompile_limit)
     for module in model.modules():
         if isinstance(module, ReasoningModule):
             module.compile(fullgraph=True, dynamic=False)

@@ -44,12 +44,19 @@ from training.flops import step_flops
 from training.schedule import Schedule
 from training.state import TrainState, create_state
 from training.step import train_step
-from training.timing import Clock, attention_backend, graphs_compiled, kernel_times, matmul_tflops
+from training.timing import (
+    Clock,
+    attention_backend,
+    graphs_compiled,
+    kernel_times,
+    matmul_tflops,
+    waits_for_device,
+)
 
 GIB = 2**30
 HEADER = (
     "case | path | kernels | attention | rows | ms | original, ms | TFLOP/s | of the product | peak GiB | "
-    "first step, s | late graphs | loss against fp32 | smallest cosine of a gradient"
+    "first step, s | late graphs | host waits | loss against fp32 | smallest cosine of a gradient"
 )
 
 
@@ -161,6 +168,7 @@ def time_step(case: Case, way: Way, clock: Clock, dist: Distributed, profiled: i
         "peak_gib": peak,
         "first_step_s": first,
         "late_graphs": graphs_compiled() - graphs,
+        "host_waits": on_cuda and waits_for_device(step),
         "kernels": str(model.model.config.find_kernels()),
         "attention": attention_backend(step),
         "profile": dict(itertools.islice(kernel_times(step).items(), profiled)) if profiled else {},
@@ -253,7 +261,7 @@ def main(argv: list[str]) -> None:
             print(
                 f"{case.name} | {path} | {of['kernels']} | {of['attention']} | {case.rows} | {of['ms']:.1f} | "
                 f"{case.published_ms} | {of['tflops']:.3g} | {of['share_of_product']:.1%} | {of['peak_gib']:.3g} | "
-                f"{of['first_step_s']:.1f} | {of['late_graphs']} | {own['loss_difference']:.2g} | {own['cosine']:.6f} "
+                f"{of['first_step_s']:.1f} | {of['late_graphs']} | {of['host_waits']} | {own['loss_difference']:.2g} | {own['cosine']:.6f} "
                 f"({own['of']})"
             )
             for name, ms in of["profile"].items():

@@ -74,6 +74,20 @@ def graphs_compiled() -> int:
     return int(torch._dynamo.utils.counters["stats"]["unique_graphs"])
 
 
+def waits_for_device(call: Callable[[], object]) -> bool:
+    """Whether the host waits for the GPU in a call."""
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        call()
+    except RuntimeError as error:
+        if "synchroniz" not in str(error):
+            raise
+        return True
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    return False
+
+
 def attention_backend(call: Callable[[], object]) -> str:
     """Which attention kernels a call ends in, as the dispatcher says; ``none`` where there is no attention."""
     with profile(activities=[ProfilerActivity.CPU]) as record:

@@ -261,8 +261,8 @@ def main(argv: list[str]) -> None:
             print(
                 f"{case.name} | {path} | {of['kernels']} | {of['attention']} | {case.rows} | {of['ms']:.1f} | "
                 f"{case.published_ms} | {of['tflops']:.3g} | {of['share_of_product']:.1%} | {of['peak_gib']:.3g} | "
-                f"{of['first_step_s']:.1f} | {of['late_graphs']} | {of['host_waits']} | {own['loss_difference']:.2g} | {own['cosine']:.6f} "
-                f"({own['of']})"
+                f"{of['first_step_s']:.1f} | {of['late_graphs']} | {of['host_waits']} | "
+                f"{own['loss_difference']:.2g} | {own['cosine']:.6f} ({own['of']})"
             )
             for name, ms in of["profile"].items():
                 print(f"    {ms:8.2f} ms {ms / of['ms']:6.1%} {name[:110]}")

@@ -106,7 +106,7 @@ def agree(found: list[Tensor], expected: list[Tensor], dtype: torch.dtype) -> No
     for own, other in zip(found, expected, strict=True):
         assert own.dtype == other.dtype and own.shape == other.shape
         error = (own.double() - other.double()).norm() / other.double().norm()
-        assert error < (1e-2 if dtype == torch.bfloat16 else 1e-10), error
+        assert error < (3e-2 if dtype == torch.bfloat16 else 1e-10), error
 
 
 @pytest.mark.usefixtures("libraries")

@@ -41,7 +41,7 @@ def plot_ablation(
             by_step.plot(steps, losses, color=colour, linewidth=1.2, label=label)
     _finish(by_flops, "Training loss on the answer", "operations")
     by_flops.xaxis.set_major_formatter(EngFormatter("FLOP"))
-    by_flops.tick_params(axis="x", labelsize=8)
+    by_flops.locator_params(axis="x", nbins=5)
     _finish(by_step, "The same by steps", "optimiser step")
     _draw_scores(scores, ablation, rows)
     figure.suptitle(ablation.title)

@@ -14,6 +14,7 @@ from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter
 
 from training.ablation import AblationList, Row
 from training.files import written_aside
@@ -36,9 +37,11 @@ def plot_ablation(
         for number, run_dir in enumerate(run_dirs[row.name]):
             steps, losses = loss_curve(run_dir)
             label = row.name if number == 0 else None
-            by_flops.plot(steps * row.cost.flops / 1e15, losses, color=colour, linewidth=1.2, label=label)
+            by_flops.plot(steps * row.cost.flops, losses, color=colour, linewidth=1.2, label=label)
             by_step.plot(steps, losses, color=colour, linewidth=1.2, label=label)
-    _finish(by_flops, "Training loss on the answer", "operations, PFLOP")
+    _finish(by_flops, "Training loss on the answer", "operations")
+    by_flops.xaxis.set_major_formatter(EngFormatter("FLOP"))
+    by_flops.locator_params(axis="x", nbins=5)
     _finish(by_step, "The same by steps", "optimiser step")
     _draw_scores(scores, ablation, rows)
     figure.suptitle(ablation.title)

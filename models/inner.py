@@ -51,7 +51,7 @@ class RecursiveInner(nn.Module):
         self.embed_tokens = CastedEmbedding(config.vocab_size, hidden, init_std=1 / self.embed_scale, cast_to=dtype)
         self.lm_head = CastedLinear(hidden, config.vocab_size, bias=False)
         self.q_head = CastedLinear(hidden, 2, bias=True)
-        if config.puzzle_tokens > 0:
+        if config.puzzle_emb_ndim > 0:
             # Zero at the start: an unseen puzzle says nothing.
             self.puzzle_emb = CastedSparseEmbedding(
                 config.num_puzzle_identifiers, config.puzzle_emb_ndim, init_std=0, cast_to=dtype
@@ -114,7 +114,7 @@ class RecursiveInner(nn.Module):
         x = self.embed_tokens(inputs)
         if self.config.puzzle_tokens > 0:
             width = self.config.puzzle_tokens * self.config.hidden_size
-            puzzle = self.puzzle_emb(puzzle_identifiers)
+            puzzle = self.puzzle_emb(puzzle_identifiers) if self.config.puzzle_emb_ndim > 0 else x.new_zeros(len(x), 0)
             # The table fills the first tokens only; those left at zero serve the network as scratch space.
             puzzle = nn.functional.pad(puzzle, (0, width - self.config.puzzle_emb_ndim))
             x = torch.cat((puzzle.view(-1, self.config.puzzle_tokens, self.config.hidden_size), x), dim=-2)

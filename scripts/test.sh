@@ -6,7 +6,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-bash scripts/setup_env.sh dev,diffusion
+bash scripts/setup_env.sh dev,diffusion,hybrid
 export PATH="$PWD/.venv/bin:$PATH"
 
 # One thread for each of the two pytest workers: more only fight over the cores.

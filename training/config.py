@@ -50,32 +50,35 @@ def load_config(config_name: Literal["cfg_pretrain"], overrides: Sequence[str]) 
 def load_config(config_name: Literal["cfg_evaluate"], overrides: Sequence[str]) -> EvaluateConfig: ...
 @overload
 def load_config(config_name: Literal["cfg_diffusion_train"], overrides: Sequence[str]) -> DiffusionTrainConfig: ...
-def load_config(config_name: str, overrides: Sequence[str]) -> Section:
+@overload
+def load_config(config_name: str, overrides: Sequence[str], schema: type[ConfigT]) -> ConfigT: ...
+def load_config(config_name: str, overrides: Sequence[str], schema: type[Section] | None = None) -> Section:
     """The validated configuration of ``config/{config_name}.yaml`` under command-line `overrides`.
 
     An override is ``key=value``, ``+key=value`` (the same, the key may exist or not) or ``group=choice``.
     ``--help`` and ``--cfg`` among them print the keys or the resolved configuration and end the program.
+    `schema`: that of an entry point which this package does not know.
     Raises `InputError`, one line, for anything that is wrong with them.
     """
-    schema = SCHEMAS[config_name]
+    schema = SCHEMAS[config_name] if schema is None else schema
     options = [text for text in overrides if text.startswith("-")]
     for option in options:
         if option not in ("--help", "-h", "--cfg"):
             raise InputError(f"{option}: unknown option, use key=value, --help or --cfg")
     settings = [text for text in overrides if text not in options]
     if {"--help", "-h"} & set(options):
-        print(_help(config_name, compose_mapping(config_name, settings, allow_missing=True)))
+        print(_help(config_name, schema, compose_mapping(config_name, settings, allow_missing=True)))
         raise SystemExit(0)
-    config = validate_config(schema, compose_mapping(config_name, settings))
+    config = validate_config(schema, compose_mapping(config_name, settings), config_name)
     if "--cfg" in options:
         print(to_yaml(config), end="")
         raise SystemExit(0)
     return config
 
 
-def validate_config(schema: type[ConfigT], data: Mapping[str, Any]) -> ConfigT:
+def validate_config(schema: type[ConfigT], data: Mapping[str, Any], config_name: str | None = None) -> ConfigT:
     """`data`, composed or recorded in a checkpoint, as a `schema`; architecture and head check their own keys."""
-    names = [*valid_names(schema), *config_groups(_config_name(schema))]
+    names = [*valid_names(schema), *config_groups(config_name or _config_name(schema))]
     for section, excluded in (("arch", DATA_KEYS), ("diffusion", TEACHER_KEYS)):
         if section in schema.model_fields:
             names += [f"{section}.{key}" for key in _own_keys(data.get(section)) if key not in excluded]
@@ -223,7 +226,7 @@ def _one_line(error: Exception) -> str:
     return next((line for line in lines if line), type(error).__name__)
 
 
-def _help(config_name: str, data: dict[str, Any]) -> str:
+def _help(config_name: str, schema: type[Section], data: dict[str, Any]) -> str:
     """The groups and their choices, then every key with its value and what it is."""
     entry_point = f"{config_name.removeprefix('cfg_')}.py"
     lines = [
@@ -233,8 +236,8 @@ def _help(config_name: str, data: dict[str, Any]) -> str:
     ]
     lines += [f"  {group}={'|'.join(choices)}" for group, choices in config_groups(config_name).items()]
     lines += ["", "Keys, with their values under the choices made:"]
-    descriptions = _descriptions(SCHEMAS[config_name])
-    in_order = {key: data[key] for key in SCHEMAS[config_name].model_fields if key in data}
+    descriptions = _descriptions(schema)
+    in_order = {key: data[key] for key in schema.model_fields if key in data}
     for key, value in leaves(in_order):
         setting = f"{key}={show(value)}"
         lines.append(f"  {setting:<44}  {descriptions.get(key, '')}".rstrip())

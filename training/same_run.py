@@ -26,26 +26,27 @@ PLACEMENT = {
 
 def check_same_run(config: PretrainConfig, dataset_hash: str, total_steps: int, path: Path) -> None:
     """`InputError` naming the first setting, or the data, that makes it another run; a warning for the schedule."""
-    _check_kind(path, "training")
+    check_kind(path, "training")
     meta = read_manifest(path).meta
-    _check_settings(config, validate_config(PretrainConfig, meta["config"]), IDENTITY, path)
+    check_settings(config, validate_config(PretrainConfig, meta["config"]), IDENTITY, path)
     if meta["dataset_hash"] != dataset_hash:
         data = ", ".join(f"{key}={show(getattr(config, key))}" for key in ("data_paths", "max_train_puzzles"))
         raise InputError(
             f"{path} was trained on other data than {data} gives now: continue with the same data, or set another "
             "run_name to start anew"
         )
-    _compare_lengths(meta, total_steps, config.lr_min_ratio, path)
+    compare_lengths(meta, total_steps, config.lr_min_ratio, path)
 
 
 def check_same_head(config: DiffusionTrainConfig, meta: dict[str, Any], path: Path) -> None:
     """The same for a diffusion head, whose teacher is compared elsewhere, by its hashes."""
-    _check_kind(path, KIND)
-    _check_settings(config, recorded_config(meta), HEAD_IDENTITY, path)
-    _compare_lengths(meta, config.max_steps, config.lr_min_ratio, path)
+    check_kind(path, KIND)
+    check_settings(config, recorded_config(meta), HEAD_IDENTITY, path)
+    compare_lengths(meta, config.max_steps, config.lr_min_ratio, path)
 
 
-def _check_kind(path: Path, wanted: str) -> None:
+def check_kind(path: Path, wanted: str) -> None:
+    """`InputError` where a checkpoint is of another kind than `wanted`."""
     kind = read_manifest(path).kind
     if kind != wanted:
         raise InputError(
@@ -54,7 +55,8 @@ def _check_kind(path: Path, wanted: str) -> None:
         )
 
 
-def _check_settings(config: Section, recorded: Section, identity: set[str], path: Path) -> None:
+def check_settings(config: Section, recorded: Section, identity: set[str], path: Path) -> None:
+    """`InputError` naming the first key of the `identity` that differs from what was recorded."""
     theirs, ours = (dict(leaves(c.model_dump(mode="json", include=identity))) for c in (recorded, config))
     for key in theirs | ours:
         if key not in PLACEMENT and ours.get(key) != theirs.get(key):
@@ -64,7 +66,8 @@ def _check_settings(config: Section, recorded: Section, identity: set[str], path
             )
 
 
-def _compare_lengths(meta: dict[str, Any], total_steps: int, min_ratio: float, path: Path) -> None:
+def compare_lengths(meta: dict[str, Any], total_steps: int, min_ratio: float, path: Path) -> None:
+    """A warning where the run has another length, and so another schedule, than it was begun with."""
     if meta["total_steps"] != total_steps and min_ratio < 1:
         warn(
             f"{path} was to end at step {meta['total_steps']}, this run at {total_steps}: "

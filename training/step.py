@@ -10,8 +10,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from training.config_schema import PretrainConfig
-from training.curriculum import at_depth
+from training.config_schema import OptimConfig
+from training.curriculum import DepthStage, at_depth
 from training.distributed import Distributed
 from training.guard import assert_finite
 from training.optim import set_learning_rates
@@ -19,11 +19,28 @@ from training.schedule import Schedule
 from training.state import TrainState, exploration
 
 
+class StepConfig(Protocol):
+    """What a step asks of a run's configuration."""
+
+    @property
+    def seed(self) -> int: ...
+    @property
+    def global_batch_size(self) -> int: ...
+    @property
+    def lr_warmup_steps(self) -> int: ...
+    @property
+    def lr_min_ratio(self) -> float: ...
+    @property
+    def optim(self) -> OptimConfig: ...
+    @property
+    def depth_curriculum(self) -> list[DepthStage]: ...
+
+
 class Setting(Protocol):
     """What a step takes from a run and leaves alone."""
 
     @property
-    def config(self) -> PretrainConfig: ...
+    def config(self) -> StepConfig: ...
     @property
     def dist(self) -> Distributed: ...
     @property

@@ -19,7 +19,7 @@ from training.build import model_config
 from training.config import load_config
 from training.config_schema import PretrainConfig
 from training.flops import forward_flops
-from training.same_run import IDENTITY, _check_settings
+from training.same_run import IDENTITY, check_settings
 
 ON_GPU = torch.cuda.is_available()
 pytest.importorskip("triton", reason="needs Triton")
@@ -174,10 +174,10 @@ def test_a_run_may_change_its_kernels_on_the_way() -> None:
         load_config("cfg_pretrain", ["experiment=sudoku_mlp", *more]) for more in ([], ["arch.kernels=triton"])
     )
     assert isinstance(plain_config, PretrainConfig) and isinstance(fused_config, PretrainConfig)
-    _check_settings(fused_config, plain_config, IDENTITY, Path("step_1"))
+    check_settings(fused_config, plain_config, IDENTITY, Path("step_1"))
     wider = load_config("cfg_pretrain", ["experiment=sudoku_mlp", "arch.hidden_size=256"])
     with pytest.raises(InputError, match=r"arch\.hidden_size"):
-        _check_settings(wider, plain_config, IDENTITY, Path("step_1"))
+        check_settings(wider, plain_config, IDENTITY, Path("step_1"))
 
 
 def test_a_machine_without_a_gpu_takes_the_plain_path_and_says_so(

@@ -1,0 +1,96 @@
+"""From a language model's states to latents of a recursive model: compress, spread over positions, project.
+
+Text must be able to mean something else at every position ("paint the top row"), so position and text meet *before*
+a nonlinearity: a map that only adds them would give every cell the same vector. With the cross-attention bridge every
+position, with what stands there, asks the text's tokens for what concerns it; without it all positions get the mean
+of the tokens.
+
+Usage: ``latents = TextToLatentAdapter(config)(states, mask, places)``
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from torch import Tensor, nn
+
+from hybrid_pipeline.llm import masked_mean
+from models.layers import CastedLinear, trunc_normal_init_
+
+
+class TextAdapterConfig(BaseModel):
+    """`text_size` is the language model's width; `outputs` counts the latents made for each place."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    text_size: int = Field(gt=0)
+    hidden_size: int = Field(gt=0)
+    places: int = Field(gt=0)
+    outputs: int = Field(1, gt=0)
+    bottleneck: int = Field(256, gt=0)
+    num_heads: int = Field(4, gt=0)
+    cross_attention: bool = True
+
+    @model_validator(mode="after")
+    def _check_heads(self) -> TextAdapterConfig:
+        if self.bottleneck % self.num_heads:
+            raise ValueError(
+                f"adapter.bottleneck={self.bottleneck} is not a multiple of adapter.num_heads={self.num_heads}"
+            )
+        return self
+
+
+class CrossAttentionBridge(nn.Module):
+    """Places [batch, places, size] ask tokens [batch, tokens, size]; one pre-norm layer of attention and MLP."""
+
+    def __init__(self, size: int, num_heads: int):
+        super().__init__()
+        self.num_heads = num_heads
+        self.norm_places, self.norm_mlp = nn.LayerNorm(size), nn.LayerNorm(size)
+        self.q_proj, self.o_proj = CastedLinear(size, size, bias=False), CastedLinear(size, size, bias=False)
+        self.kv_proj = CastedLinear(size, 2 * size, bias=False)
+        self.mlp = nn.Sequential(CastedLinear(size, 2 * size, bias=True), nn.GELU(), CastedLinear(2 * size, size, True))
+
+    def forward(self, places: Tensor, tokens: Tensor, mask: Tensor) -> Tensor:
+        def heads(x: Tensor) -> Tensor:
+            return x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+
+        key, value = self.kv_proj(tokens).chunk(2, dim=-1)
+        query = self.q_proj(self.norm_places(places))
+        # A row without text would have nothing to attend to; what it then finds is thrown away by the adapter.
+        allowed = (mask | ~mask.any(1, keepdim=True))[:, None, None, :]
+        found = F.scaled_dot_product_attention(heads(query), heads(key), heads(value), attn_mask=allowed)
+        places = places + self.o_proj(found.transpose(1, 2).flatten(2))
+        return places + self.mlp(self.norm_mlp(places))
+
+
+class TextToLatentAdapter(nn.Module):
+    """States fp32 [batch, tokens, text_size] and their mask to latents [batch, places, outputs * hidden_size].
+
+    Rows without a token get zeros: no text says nothing.
+    """
+
+    def __init__(self, config: TextAdapterConfig):
+        super().__init__()
+        self.config = config
+        size = config.bottleneck
+        self.compress = nn.Sequential(CastedLinear(config.text_size, size, bias=True), nn.GELU(), nn.LayerNorm(size))
+        self.position_embeddings = nn.Parameter(trunc_normal_init_(torch.empty(config.places, size), std=1.0))
+        self.cell = CastedLinear(config.hidden_size, size, bias=False)
+        if config.cross_attention:
+            self.bridge = CrossAttentionBridge(size, config.num_heads)
+        self.mix = nn.Sequential(nn.LayerNorm(size), CastedLinear(size, 2 * size, bias=True), nn.GELU())
+        self.to_trm = CastedLinear(2 * size, config.outputs * config.hidden_size, bias=False)
+
+    def forward(self, states: Tensor, mask: Tensor, cells: Tensor | None = None) -> Tensor:
+        """`cells` [batch, places, hidden_size]: what stands at each place, where anything does."""
+        tokens = self.compress(states) * mask.unsqueeze(-1)
+        places = self.position_embeddings.expand(len(states), -1, -1)
+        if cells is not None:
+            places = places + self.cell(cells.float())
+        if self.config.cross_attention:
+            places = self.bridge(places, tokens, mask)
+        else:
+            places = places + masked_mean(tokens, mask).unsqueeze(1)
+        return self.to_trm(self.mix(places)) * mask.any(1).to(tokens.dtype).view(-1, 1, 1)

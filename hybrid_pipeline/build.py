@@ -1,0 +1,102 @@
+"""From a configuration and its data to a hybrid model that has read its sentences, and to a run's first state."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import ValidationError
+from torch import Tensor, nn
+
+from datasets.common import InputError
+from hybrid_pipeline.instructed import instructed_grids
+from hybrid_pipeline.llm import LanguageModel, TextStates, encode_cached, open_encoder
+from hybrid_pipeline.model import HybridTRMModel
+from hybrid_pipeline.schema import HybridTrainConfig
+from hybrid_pipeline.text_rows import TextData
+from models.losses import ACTLossHead
+from training.build import load_weights
+from training.distributed import Distributed, FlatGradients
+from training.ema import EMA
+from training.optim import SignSGD, build_optimizers
+from training.state import TrainState
+from training.weights import read_weights
+
+ADAPTER = "model.inner.text."  # the adapter's weights in a checkpoint
+
+
+def open_texts(config: HybridTrainConfig) -> TextData:
+    """The rows and sentences that `config.texts` names."""
+    section = config.texts
+    sizes = section.sizes[0], section.sizes[1]
+    return instructed_grids(train_rows=section.train_rows, test_rows=section.test_rows, sizes=sizes, seed=config.seed)
+
+
+def read_sentences(config: HybridTrainConfig, data: TextData) -> tuple[TextStates, str]:
+    """The language model's states of all sentences, and what tells that model from others."""
+    llm = config.llm
+    encoder = open_encoder(LanguageModel(llm.model, llm.use_chat_template, llm.max_tokens, llm.dtype, llm.device_map))
+    cache = None if llm.cache_dir is None else Path(llm.cache_dir)
+    return encode_cached(encoder, data.sentences, cache), encoder.identity
+
+
+def build_hybrid(config: HybridTrainConfig, settings: dict[str, Any], device: torch.device) -> ACTLossHead:
+    """The model in its loss head, from `settings` of `training.build.model_config` and the language model's width.
+
+    Initial weights depend on the seed alone. `InputError` for a key that does not fit.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        try:
+            model = HybridTRMModel(settings | config.hybrid.model_dump())
+        except ValidationError as error:
+            raise InputError(f"hybrid: {'; '.join(part['msg'] for part in error.errors())}") from error
+    return ACTLossHead(model, config.arch.loss.loss_type).to(device)
+
+
+def start_from(model: ACTLossHead, checkpoint: str) -> None:
+    """Give the TRM the weights of a trained one; the adapter keeps its own. `InputError` where they do not fit."""
+    weights = dict(read_weights(checkpoint).tensors)
+    if model.model.puzzle_emb is None:
+        weights.pop("model.inner.puzzle_emb.weights", None)
+    own = {name: tensor for name, tensor in model.state_dict().items() if name.startswith(ADAPTER)}
+    load_weights(model, weights | own, checkpoint)
+
+
+def create_state(model: ACTLossHead, config: HybridTrainConfig, dist: Distributed) -> TrainState:
+    """A run before its first step. The optimisers of the adapter come first, then those of the TRM."""
+    inner, table = model.model.inner, model.model.puzzle_emb
+    trm = nn.ModuleDict({name: child for name, child in inner.named_children() if name != "text"})
+    local = config.local_batch_size(dist.world_size)
+    rows = torch.zeros(local, inner.config.seq_len, dtype=torch.int32, device=dist.device)
+    blank: dict[str, Tensor] = {"inputs": rows, "labels": rows, "puzzle_identifiers": rows[:, 0], "texts": rows[:, 0]}
+    return TrainState(
+        model=model,
+        dense=[*build_optimizers(config, inner.text), *build_optimizers(config, trm)],
+        sparse=None
+        if table is None
+        else SignSGD(
+            table,
+            base_lr=config.puzzle_emb_lr,
+            weight_decay=config.puzzle_emb_weight_decay,
+            gather=dist.all_gather_rows,
+        ),
+        gradients=FlatGradients(model.parameters()),
+        ema=EMA(dict(model.named_parameters()), config.ema_rate) if config.ema else None,
+        carries=[model.initial_carry(blank)],
+        slots=range(dist.rank * local, (dist.rank + 1) * local),
+    )
+
+
+def set_stage(state: TrainState, config: HybridTrainConfig) -> None:
+    """Before a step: hold the TRM still as long as the adapter is trained alone.
+
+    A rate of 0 leaves every weight as it is to the bit, decay included, while the moments warm up.
+    """
+    frozen = state.step < config.adapter_share
+    adapters = len(state.dense) // 2  # one optimiser each, or, under muon, two
+    for optimizer in state.optimizers[adapters:]:
+        for group in optimizer.param_groups:
+            group.setdefault("trained_lr", group["base_lr"])
+            group["base_lr"] = 0.0 if frozen else group["trained_lr"]

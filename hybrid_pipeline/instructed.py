@@ -1,0 +1,110 @@
+"""Instructed grids: small tasks whose rule is stated in the text and nowhere else. Does a model listen?
+
+A row is a random grid, the grid after the rule, and the sentences that state the rule. The rule is drawn first, then
+its parameters among those that change this grid. Test grids are none of the training grids, and test sentences none
+of the training sentences. `best_guess` is the exact accuracy of the best answer that ignores the text.
+
+Usage: ``data = instructed_grids(train_rows=20000, test_rows=500, sizes=(3, 5), seed=0)``
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+
+import numpy as np
+from numpy.typing import NDArray
+
+from datasets.common import ARC_PAD, IGNORE_LABEL_ID, InputError
+from hybrid_pipeline.grids import Grid, crop_grid_from_eos, tokens_of_grid
+from hybrid_pipeline.rules import COLOURS, INSTANCES, RULES, Instance
+from hybrid_pipeline.text_rows import TextData, TextRows
+
+SHARE_OF_BLACK = 0.4
+SMALLEST = 2
+
+TRAIN_STREAM, TEST_STREAM = 310, 311
+
+# Sets of an evaluation: sentences that were never trained on, and, to tell what that costs, trained ones.
+UNSEEN, SEEN = "unseen", "seen"
+
+INSTANCES_OF = {rule: [found for found in INSTANCES if found.rule == rule] for rule in RULES}
+
+
+def instructed_grids(*, train_rows: int, test_rows: int, sizes: tuple[int, int], seed: int) -> TextData:
+    """Grids of `sizes` (smallest and largest side) in rows one wider, so that every grid has its EOS border.
+
+    Raises `InputError` where the sizes cannot be.
+    """
+    smallest, largest = sizes
+    if not SMALLEST <= smallest <= largest:
+        raise InputError(f"sizes={list(sizes)}: expected two sides, the smaller first and at least {SMALLEST}")
+    sentences, numbers = [""], {}
+    for held_out in (False, True):
+        for instance in INSTANCES:
+            said = instance.sentences(held_out)
+            numbers[instance, held_out] = list(range(len(sentences), len(sentences) + len(said)))
+            sentences += said
+    seen: set[bytes] = set()
+    training = _draw(train_rows, sizes, seed, TRAIN_STREAM, frozenset(), seen)
+    testing = _draw(test_rows, sizes, seed, TEST_STREAM, frozenset(seen), set())
+
+    def rows(drawn: list[tuple[Grid, Instance]], held_out: bool) -> TextRows:
+        return TextRows(
+            inputs=np.stack([tokens_of_grid(grid, largest + 1) for grid, _ in drawn]),
+            labels=np.stack([_label(instance.apply(grid), largest + 1) for grid, instance in drawn]),
+            texts=[numbers[instance, held_out] for _, instance in drawn],
+        )
+
+    train = rows(training, held_out=False)
+    test = {UNSEEN: rows(testing, held_out=True), SEEN: rows(testing, held_out=False)}
+    digest = hashlib.sha256("\n".join(sentences).encode())
+    for part in (train, *test.values()):
+        digest.update(part.inputs.tobytes() + part.labels.tobytes())
+    return TextData(sentences, train, test, seed, digest.hexdigest())
+
+
+def _label(grid: Grid, side: int) -> NDArray[np.int32]:
+    """Tokens of an answer; PAD, which lies beyond its EOS border, is nothing to be learned."""
+    tokens = tokens_of_grid(grid, side)
+    return np.where(tokens == ARC_PAD, IGNORE_LABEL_ID, tokens)
+
+
+def best_guess(data: TextData) -> float:
+    """Expected exact accuracy on the test grids of the most probable answer given the grid alone."""
+    return float(np.mean([_most_probable(crop_grid_from_eos(tokens)) for tokens in data.test[UNSEEN].inputs]))
+
+
+def _most_probable(grid: Grid) -> float:
+    """The probability of the likeliest output, by the rule of drawing: a rule, then one of those that do something."""
+    outputs: dict[str, list[bytes]] = {}
+    for rule in RULES:
+        made = [found.apply(grid) for found in INSTANCES_OF[rule]]
+        changed = [bytes(found.shape) + found.tobytes() for found in made if not np.array_equal(found, grid)]
+        if changed:
+            outputs[rule] = changed
+    chances: Counter[bytes] = Counter()
+    for changed in outputs.values():
+        for key in changed:
+            chances[key] += 1 / (len(outputs) * len(changed))  # type: ignore[assignment]
+    return max(chances.values())
+
+
+def _draw(
+    count: int, sizes: tuple[int, int], seed: int, stream: int, taken: frozenset[bytes], seen: set[bytes]
+) -> list[tuple[Grid, Instance]]:
+    """So many grids, none of them `taken`, each with a rule that changes it; the grids' keys are added to `seen`."""
+    palette = np.array([0, *COLOURS.values()], np.uint8)
+    chances = np.array([SHARE_OF_BLACK, *[(1 - SHARE_OF_BLACK) / len(COLOURS)] * len(COLOURS)])
+    draws = np.random.Generator(np.random.Philox(key=[seed, stream]))
+    drawn: list[tuple[Grid, Instance]] = []
+    while len(drawn) < count:
+        rows, columns = draws.integers(sizes[0], sizes[1] + 1, size=2)
+        grid = draws.choice(palette, p=chances, size=(rows, columns))
+        rule = RULES[draws.integers(len(RULES))]
+        able = [found for found in INSTANCES_OF[rule] if not np.array_equal(found.apply(grid), grid)]
+        key = bytes(grid.shape) + grid.tobytes()
+        if able and key not in taken:
+            seen.add(key)
+            drawn.append((grid, able[draws.integers(len(able))]))
+    return drawn

@@ -1,0 +1,113 @@
+"""States of texts: masks, pooling, the cache, and the real models where they are installed."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+import torch
+
+from datasets.common import InputError
+from hybrid_pipeline.llm import (
+    PACKAGED,
+    FrozenLanguageModel,
+    LanguageModel,
+    StubEncoder,
+    TextStates,
+    encode_cached,
+    open_encoder,
+    package_folder,
+)
+
+TEXTS = ["", "Erase every red cell.", "Replace blue with green in the whole of the grid."]
+
+
+def needs(name: str) -> pytest.MarkDecorator:
+    missing = importlib.util.find_spec("transformers") is None or package_folder(name) is None
+    return pytest.mark.skipif(missing, reason=f"needs transformers and {PACKAGED[name][1]}, which are not installed")
+
+
+class Counting(StubEncoder):
+    calls = 0
+
+    def encode(self, texts: Sequence[str]) -> TextStates:
+        self.calls += 1
+        return super().encode(texts)
+
+
+def test_the_stub_is_deterministic_and_tells_words_apart() -> None:
+    one, other = StubEncoder().encode(TEXTS), StubEncoder().encode(TEXTS)
+    assert torch.equal(one.states, other.states)
+    assert one.mask.sum(1).tolist() == [0, 4, 10]
+    assert (one.states[~one.mask] == 0).all()
+    assert not torch.equal(one.states[1, 0], one.states[1, 1])
+
+
+def test_pooling_sees_a_text_and_not_its_padding() -> None:
+    found = StubEncoder().encode(TEXTS)
+    alone = StubEncoder().encode(TEXTS[1:2])
+    assert torch.allclose(found.pooled()[1], alone.states[0].mean(0)) and (found.pooled()[0] == 0).all()
+    assert torch.equal(found.last()[1], alone.states[0, -1])
+    left = TextStates(found.states.flip(1), found.mask.flip(1))
+    assert torch.equal(left.last()[1], left.states[1, -1])
+
+
+def test_states_are_computed_once(tmp_path: Path) -> None:
+    encoder = Counting()
+    first = encode_cached(encoder, TEXTS, tmp_path)
+    second = encode_cached(encoder, TEXTS, tmp_path)
+    assert encoder.calls == 1
+    assert torch.equal(first.states, second.states) and torch.equal(first.mask, second.mask)
+    encode_cached(encoder, TEXTS[:2], tmp_path)
+    other = Counting(max_tokens=3)
+    assert encode_cached(other, TEXTS, tmp_path).mask.sum(1).max() == 3
+    assert encoder.calls == 2 and other.calls == 1
+
+
+def test_a_damaged_cache_is_named(tmp_path: Path) -> None:
+    encode_cached(StubEncoder(), TEXTS, tmp_path)
+    (path,) = tmp_path.iterdir()
+    path.write_bytes(b"rubbish")
+    with pytest.raises(InputError, match=path.name):
+        encode_cached(StubEncoder(), TEXTS, tmp_path)
+
+
+def test_a_missing_package_is_named_with_its_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(InputError, match=r"pip install -e .*hybrid"):
+        open_encoder(LanguageModel("minilm"))
+
+
+def test_a_model_that_is_not_there(tmp_path: Path) -> None:
+    pytest.importorskip("transformers")
+    with pytest.raises(InputError, match=r"cannot be opened.*minilm or smollm2"):
+        open_encoder(LanguageModel(str(tmp_path)))
+
+
+@needs("minilm")
+def test_minilm_reads() -> None:
+    encoder = open_encoder(LanguageModel("minilm"))
+    found = encoder.encode(["", "Erase red.", "Remove the red squares.", "The weather in Lima is mild in May."])
+    assert encoder.width == 384 and found.states.shape[2] == 384
+    assert not found.mask[0].any() and (found.states[0] == 0).all()
+    alone = encoder.encode(["Erase red."])
+    assert torch.allclose(found.pooled()[1], alone.pooled()[0], atol=1e-5), "padding changes nothing"
+    unit = torch.nn.functional.normalize(found.pooled(), dim=1)
+    assert unit[1] @ unit[2] > unit[1] @ unit[3] + 0.2
+    assert isinstance(encoder, FrozenLanguageModel)
+    assert not any(p.requires_grad for p in encoder.model.parameters()) and not encoder.model.training
+    with pytest.raises(InputError, match="no chat template"):
+        open_encoder(LanguageModel("minilm", chat_template=True))
+
+
+@needs("smollm2")
+@pytest.mark.skipif("TRM_LAB_SLOW" not in os.environ, reason="takes a minute: set TRM_LAB_SLOW=1")
+def test_smollm2_reads() -> None:
+    encoder = open_encoder(LanguageModel("smollm2", chat_template=True))
+    found = encoder.encode(["Erase red.", "Replace every blue cell of the grid with a green one."])
+    assert encoder.width == 576 and found.mask[0].sum() < found.mask[1].sum()
+    alone = encoder.encode(["Erase red."])
+    assert torch.allclose(found.last()[0], alone.last()[0], atol=1e-3)

@@ -85,6 +85,9 @@ class TextToLatentAdapter(nn.Module):
 
     def forward(self, states: Tensor, mask: Tensor, cells: Tensor | None = None) -> Tensor:
         """`cells` [batch, places, hidden_size]: what stands at each place, where anything does."""
+        # The mean comes as a token of its own: sentences of one meaning are nearest in it.
+        states = torch.cat((masked_mean(states, mask).unsqueeze(1), states), dim=1)
+        mask = torch.cat((mask.any(1, keepdim=True), mask), dim=1)
         tokens = self.compress(states) * mask.unsqueeze(-1)
         places = self.position_embeddings.expand(len(states), -1, -1)
         if cells is not None:

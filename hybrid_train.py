@@ -20,7 +20,8 @@ import torch
 from torch import Tensor
 
 from hybrid_pipeline.build import build_hybrid, create_state, open_texts, read_sentences, set_stage, start_from
-from hybrid_pipeline.instructed import best_guess
+from hybrid_pipeline.instructed import UNSEEN, best_guess
+from hybrid_pipeline.pass_at_k import PassAtK
 from hybrid_pipeline.schema import IDENTITY, KIND, HybridTrainConfig
 from hybrid_pipeline.text_rows import TextData
 from training import distributed
@@ -44,7 +45,7 @@ from training.window import MetricWindow
 
 CONFIG = "cfg_hybrid_train"
 SHOWN = ("lm_loss", "exact_accuracy")  # on the progress bar
-HEADLINES = ("/exact_accuracy",)  # of an evaluation
+HEADLINES = ("/exact_accuracy", "/pass@2")  # of an evaluation
 
 
 @dataclass(frozen=True)
@@ -144,9 +145,10 @@ def announce(run: Run, state: TrainState, logger: RunLogger) -> None:
     network = sum(parameter.numel() for parameter in inner.parameters()) - adapter
     logger.message(
         f"{len(run.data.train.texts)} rows, {len(run.data.sentences) - 1} sentences, {run.llm_identity}; "
-        f"{network:,} weights in the TRM and {adapter:,} in the adapter; best guess without text "
-        f"{best_guess(run.data):.4f}"
+        f"{network:,} weights in the TRM and {adapter:,} in the adapter"
     )
+    if UNSEEN in run.data.test:
+        logger.message(f"the best guess without text would score {best_guess(run.data):.4f}")
 
 
 def next_batch(run: Run, state: TrainState) -> dict[str, Tensor]:
@@ -162,7 +164,7 @@ def evaluate_now(run: Run, state: TrainState, logger: RunLogger) -> None:
         figures = evaluate(
             state.model,
             cast(Any, run.data),  # of a data set, `test_batches` is all that is asked for
-            [],
+            [("", PassAtK(run.data))],
             dist=run.dist,
             batch_size=config.eval_batch_size or config.global_batch_size,
             save_dir=_eval_dir(run, state.step),

@@ -11,9 +11,10 @@ from torch import Tensor, nn
 
 from datasets.common import InputError
 from hybrid_pipeline.instructed import instructed_grids
+from hybrid_pipeline.larc import larc_tasks
 from hybrid_pipeline.llm import LanguageModel, TextStates, encode_cached, open_encoder
 from hybrid_pipeline.model import HybridTRMModel
-from hybrid_pipeline.schema import HybridTrainConfig
+from hybrid_pipeline.schema import HybridTrainConfig, LarcSection
 from hybrid_pipeline.text_rows import TextData
 from models.losses import ACTLossHead
 from training.build import load_weights
@@ -29,8 +30,8 @@ ADAPTER = "model.inner.text."  # the adapter's weights in a checkpoint
 def open_texts(config: HybridTrainConfig) -> TextData:
     """The rows and sentences that `config.texts` names."""
     section = config.texts
-    sizes = section.sizes[0], section.sizes[1]
-    return instructed_grids(train_rows=section.train_rows, test_rows=section.test_rows, sizes=sizes, seed=config.seed)
+    options = section.model_dump(exclude={"kind"}) | {"seed": config.seed}
+    return larc_tasks(**options) if isinstance(section, LarcSection) else instructed_grids(**options)
 
 
 def read_sentences(config: HybridTrainConfig, data: TextData) -> tuple[TextStates, str]:

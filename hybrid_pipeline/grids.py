@@ -42,6 +42,12 @@ def tokens_of_grid(grid: Grid, side: int) -> NDArray[np.int32]:
     return tokens.ravel()
 
 
+def label_of_grid(grid: Grid, side: int) -> NDArray[np.int32]:
+    """Tokens of an answer; PAD, which lies beyond its EOS border, is nothing to be learned."""
+    tokens = tokens_of_grid(grid, side)
+    return np.where(tokens == ARC_PAD, IGNORE_LABEL_ID, tokens)
+
+
 def crop_grid_from_eos(tokens: NDArray | Tensor) -> Grid:
     """Colours [rows, columns] of one row of tokens [side * side]: the largest all-colour rectangle at the upper left.
 

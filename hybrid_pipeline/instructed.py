@@ -11,12 +11,12 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
+from collections.abc import Sequence
 
 import numpy as np
-from numpy.typing import NDArray
 
-from datasets.common import ARC_PAD, IGNORE_LABEL_ID, InputError
-from hybrid_pipeline.grids import Grid, crop_grid_from_eos, tokens_of_grid
+from datasets.common import InputError
+from hybrid_pipeline.grids import Grid, crop_grid_from_eos, label_of_grid, tokens_of_grid
 from hybrid_pipeline.rules import COLOURS, INSTANCES, RULES, Instance
 from hybrid_pipeline.text_rows import TextData, TextRows
 
@@ -31,7 +31,7 @@ UNSEEN, SEEN = "unseen", "seen"
 INSTANCES_OF = {rule: [found for found in INSTANCES if found.rule == rule] for rule in RULES}
 
 
-def instructed_grids(*, train_rows: int, test_rows: int, sizes: tuple[int, int], seed: int) -> TextData:
+def instructed_grids(*, train_rows: int, test_rows: int, sizes: Sequence[int], seed: int) -> TextData:
     """Grids of `sizes` (smallest and largest side) in rows one wider, so that every grid has its EOS border.
 
     Raises `InputError` where the sizes cannot be.
@@ -52,8 +52,9 @@ def instructed_grids(*, train_rows: int, test_rows: int, sizes: tuple[int, int],
     def rows(drawn: list[tuple[Grid, Instance]], held_out: bool) -> TextRows:
         return TextRows(
             inputs=np.stack([tokens_of_grid(grid, largest + 1) for grid, _ in drawn]),
-            labels=np.stack([_label(instance.apply(grid), largest + 1) for grid, instance in drawn]),
+            labels=np.stack([label_of_grid(instance.apply(grid), largest + 1) for grid, instance in drawn]),
             texts=[numbers[instance, held_out] for _, instance in drawn],
+            questions=np.arange(len(drawn)),
         )
 
     train = rows(training, held_out=False)
@@ -62,12 +63,6 @@ def instructed_grids(*, train_rows: int, test_rows: int, sizes: tuple[int, int],
     for part in (train, *test.values()):
         digest.update(part.inputs.tobytes() + part.labels.tobytes())
     return TextData(sentences, train, test, seed, digest.hexdigest())
-
-
-def _label(grid: Grid, side: int) -> NDArray[np.int32]:
-    """Tokens of an answer; PAD, which lies beyond its EOS border, is nothing to be learned."""
-    tokens = tokens_of_grid(grid, side)
-    return np.where(tokens == ARC_PAD, IGNORE_LABEL_ID, tokens)
 
 
 def best_guess(data: TextData) -> float:
@@ -91,7 +86,7 @@ def _most_probable(grid: Grid) -> float:
 
 
 def _draw(
-    count: int, sizes: tuple[int, int], seed: int, stream: int, taken: frozenset[bytes], seen: set[bytes]
+    count: int, sizes: Sequence[int], seed: int, stream: int, taken: frozenset[bytes], seen: set[bytes]
 ) -> list[tuple[Grid, Instance]]:
     """So many grids, none of them `taken`, each with a rule that changes it; the grids' keys are added to `seen`."""
     palette = np.array([0, *COLOURS.values()], np.uint8)

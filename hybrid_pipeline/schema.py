@@ -43,6 +43,20 @@ class InstructedSection(Section):
     """smallest and largest side of a grid"""
 
 
+class LarcSection(Section):
+    kind: Literal["larc"]
+    path: Text
+    """the file of descriptions, one JSON object a line"""
+    side: int = Field(ge=2, le=30)
+    """side of a row; tasks with larger grids are left out"""
+    verified_only: bool
+    """only descriptions whose writer solved the test afterwards"""
+    test_tasks: Text | None
+    """a JSON list of the held-out tasks; null: half of them, by the seed"""
+    held_out_demonstrations: bool
+    """train on the demonstration pairs of held-out tasks too"""
+
+
 class HybridSection(Section):
     injection: Injection
     """where the text enters: input, puzzle_slots, or carry (which cannot be trained for arch.H_cycles > 1)"""
@@ -60,7 +74,7 @@ class HybridTrainConfig(RunConfig):
     """Everything ``hybrid_train.py`` takes."""
 
     arch: ArchConfig
-    texts: InstructedSection
+    texts: Annotated[InstructedSection | LarcSection, Field(discriminator="kind")]
     llm: LlmSection
     hybrid: HybridSection
 

@@ -31,11 +31,13 @@ ROW_STREAM, SENTENCE_STREAM, SHUFFLE_STREAM = 300, 301, 302
 @dataclass(frozen=True)
 class TextRows:
     """N rows. `inputs`, `labels` int32 [N, cells], labels without PAD; `texts`: for each row the numbers of the
-    sentences that state its task, any of them as good as another."""
+    sentences that state its task, any of them as good as another; `questions` int64 [N]: rows of one number ask for
+    one answer."""
 
     inputs: NDArray[np.int32]
     labels: NDArray[np.int32]
     texts: list[list[int]]
+    questions: NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -75,26 +77,39 @@ class TextData:
         texts = [_pick(self.train.texts[row], share) for row, share in zip(told, which, strict=True)]
         return _batch(self.train, rows[slots.start : slots.stop], texts[slots.start : slots.stop], control)
 
+    def named_sets(self) -> list[tuple[str, TextRows]]:
+        """The sets of an evaluation. The first rows come three times: with their text, and as ``NAME_shuffled`` and
+        ``NAME_none``."""
+        (first, rows), *others = self.test.items()
+        return [(first, rows), (f"{first}_shuffled", rows), (f"{first}_none", rows), *others]
+
+    def locate(self, row_number: int) -> tuple[str, TextRows, int]:
+        """The set that a row number of `test_batches` belongs to, its rows, and the place among them."""
+        for name, rows in self.named_sets():
+            if row_number < len(rows.texts):
+                return name, rows, row_number
+            row_number -= len(rows.texts)
+        raise IndexError(f"there is no test row {row_number} beyond the last")
+
     def test_batches(
         self, batch_size: int, rank: int = 0, world_size: int = 1
     ) -> Iterator[tuple[str, Batch, NDArray[np.int64]]]:
         """(set, this rank's share of a batch, row numbers, -1 for padding), as `datasets.puzzle_dataset` has it.
 
-        The first set of rows comes three times: with its text, and as ``NAME_shuffled`` and ``NAME_none``.
+        Rows are numbered through all sets.
         """
-        share = batch_size // world_size
-        for number, (set_name, rows) in enumerate(self.test.items()):
+        share, first_number = batch_size // world_size, 0
+        for name, rows in self.named_sets():
+            control = name.rpartition("_")[2] if name not in self.test else "text"
             count = len(rows.texts)
-            for control in ("text", "shuffled", "none") if number == 0 else ("text",):
-                name = set_name if control == "text" else f"{set_name}_{control}"
-                texts = self._test_texts(rows, control)
-                for start in range(0, count, batch_size):
-                    mine = np.arange(start + rank * share, start + (rank + 1) * share)
-                    index = np.where(mine < count, mine, -1)
-                    here = np.minimum(mine, count - 1)
-                    batch = _batch(rows, here, [texts[row] for row in here], control)
-                    batch["labels"][index < 0] = IGNORE_LABEL_ID
-                    yield name, batch, index
+            texts = self._test_texts(rows, control)
+            for start in range(0, count, batch_size):
+                mine = np.arange(start + rank * share, start + (rank + 1) * share)
+                here = np.minimum(mine, count - 1)
+                batch = _batch(rows, here, [texts[row] for row in here], control)
+                batch["labels"][mine >= count] = IGNORE_LABEL_ID
+                yield name, batch, np.where(mine < count, first_number + mine, -1)
+            first_number += count
 
     def _test_texts(self, rows: TextRows, control: str) -> list[int]:
         """The sentence of every row: a seeded choice among its own, or that of another row."""

@@ -17,11 +17,9 @@ from training.config import load_config
 from training.distributed import Distributed
 from training.step import train_step
 
+INSTRUCTED = ["texts.train_rows=64", "texts.test_rows=10", "texts.sizes=[2,3]"]
 TINY = [
     "llm=stub",
-    "texts.train_rows=64",
-    "texts.test_rows=10",
-    "texts.sizes=[2,3]",
     "arch.hidden_size=16",
     "arch.num_heads=2",
     "arch.L_layers=1",
@@ -38,7 +36,8 @@ TINY = [
 
 
 def run(folder: Path, *more: str) -> int:
-    return run_cli(hybrid_train.main, [*TINY, f"checkpoint_path={folder}", *more])
+    texts = [] if "texts=larc" in more else INSTRUCTED
+    return run_cli(hybrid_train.main, [*TINY, *texts, f"checkpoint_path={folder}", *more])
 
 
 @pytest.mark.parametrize("hybrid", ["input", "puzzle_slots", "carry"])
@@ -78,7 +77,7 @@ def test_a_frozen_trm_stays_that_of_its_checkpoint(tmp_path: Path, capsys: pytes
 def test_stages_hold_the_trm_still_to_the_bit(tmp_path: Path) -> None:
     config = load_config(
         hybrid_train.CONFIG,
-        [*TINY, "trm_checkpoint=nowhere", "adapter_steps=2", "max_steps=4", "weight_decay=0.5"],
+        [*TINY, *INSTRUCTED, "trm_checkpoint=nowhere", "adapter_steps=2", "max_steps=4", "weight_decay=0.5"],
         hybrid_train.HybridTrainConfig,
     )
     run_, state = hybrid_train.prepare(config, Distributed())

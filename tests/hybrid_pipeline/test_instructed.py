@@ -110,13 +110,16 @@ def test_an_evaluation_has_its_controls(data: TextData) -> None:
         for name, batch, index in data.test_batches(16, rank, 2):
             assert (batch["labels"][index < 0] == -100).all() and len(index) == 8
             real = index >= 0
-            rows.setdefault(name, {}).update(zip(index[real].tolist(), batch["texts"][real].tolist(), strict=True))
+            places = [data.locate(row) for row in index[real].tolist()]
+            assert {found for found, _, _ in places} <= {name}
+            told = batch["texts"][real].tolist()
+            rows.setdefault(name, {}).update(zip((place for _, _, place in places), told, strict=True))
     assert list(rows) == ["unseen", "unseen_shuffled", "unseen_none", "seen"]
     assert all(sorted(found) == list(range(60)) for found in rows.values())
-    told, shuffled = (np.array([rows[name][row] for row in range(60)]) for name in ("unseen", "unseen_shuffled"))
-    assert sorted(told) == sorted(shuffled)
+    said, shuffled = (np.array([rows[name][row] for row in range(60)]) for name in ("unseen", "unseen_shuffled"))
+    assert sorted(said) == sorted(shuffled)
     assert set(rows["unseen_none"].values()) == {NO_TEXT}
-    assert (told == shuffled).sum() <= 3  # two rows may happen to say the same
+    assert (said == shuffled).sum() <= 3  # two rows may happen to say the same
 
 
 def test_the_best_guess_is_the_likeliest_output() -> None:

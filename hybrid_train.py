@@ -22,7 +22,7 @@ from torch import Tensor
 from hybrid_pipeline.build import build_hybrid, create_state, open_texts, read_sentences, set_stage, start_from
 from hybrid_pipeline.instructed import UNSEEN, best_guess
 from hybrid_pipeline.pass_at_k import PassAtK
-from hybrid_pipeline.schema import IDENTITY, KIND, HybridTrainConfig
+from hybrid_pipeline.schema import CONFIG, IDENTITY, KIND, HybridTrainConfig
 from hybrid_pipeline.text_rows import TextData
 from training import distributed
 from training.build import compile_levels, model_config
@@ -43,7 +43,6 @@ from training.state import GROUPS, TrainState
 from training.step import train_step
 from training.window import MetricWindow
 
-CONFIG = "cfg_hybrid_train"
 SHOWN = ("lm_loss", "exact_accuracy")  # on the progress bar
 HEADLINES = ("/exact_accuracy", "/pass@2")  # of an evaluation
 

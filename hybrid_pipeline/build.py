@@ -12,15 +12,19 @@ from torch import Tensor, nn
 from datasets.common import InputError
 from hybrid_pipeline.instructed import instructed_grids
 from hybrid_pipeline.larc import larc_tasks
-from hybrid_pipeline.llm import LanguageModel, TextStates, encode_cached, open_encoder
+from hybrid_pipeline.llm import Encoder, LanguageModel, TextStates, encode_cached, open_encoder
 from hybrid_pipeline.model import HybridTRMModel
-from hybrid_pipeline.schema import HybridTrainConfig, LarcSection
+from hybrid_pipeline.schema import CONFIG, KIND, HybridTrainConfig, LarcSection
 from hybrid_pipeline.text_rows import TextData
 from models.losses import ACTLossHead
 from training.build import load_weights
+from training.checkpoint import load_checkpoint, resolve_checkpoint
+from training.config import validate_config
 from training.distributed import Distributed, FlatGradients
 from training.ema import EMA
+from training.manifest import read_manifest
 from training.optim import SignSGD, build_optimizers
+from training.same_run import check_kind
 from training.state import TrainState
 from training.weights import read_weights
 
@@ -36,10 +40,15 @@ def open_texts(config: HybridTrainConfig) -> TextData:
 
 def read_sentences(config: HybridTrainConfig, data: TextData) -> tuple[TextStates, str]:
     """The language model's states of all sentences, and what tells that model from others."""
-    llm = config.llm
-    encoder = open_encoder(LanguageModel(llm.model, llm.use_chat_template, llm.max_tokens, llm.dtype, llm.device_map))
-    cache = None if llm.cache_dir is None else Path(llm.cache_dir)
+    encoder = encoder_of(config)
+    cache = None if config.llm.cache_dir is None else Path(config.llm.cache_dir)
     return encode_cached(encoder, data.sentences, cache), encoder.identity
+
+
+def encoder_of(config: HybridTrainConfig) -> Encoder:
+    """The language model that `config.llm` names."""
+    llm = config.llm
+    return open_encoder(LanguageModel(llm.model, llm.use_chat_template, llm.max_tokens, llm.dtype, llm.device_map))
 
 
 def build_hybrid(config: HybridTrainConfig, settings: dict[str, Any], device: torch.device) -> ACTLossHead:
@@ -63,6 +72,19 @@ def start_from(model: ACTLossHead, checkpoint: str) -> None:
         weights.pop("model.inner.puzzle_emb.weights", None)
     own = {name: tensor for name, tensor in model.state_dict().items() if name.startswith(ADAPTER)}
     load_weights(model, weights | own, checkpoint)
+
+
+def open_trained_hybrid(checkpoint: str) -> tuple[ACTLossHead, Encoder, int]:
+    """A trained model on the CPU with its averaged weights where it has them, its language model, and its seed."""
+    path = resolve_checkpoint(checkpoint)
+    check_kind(path, KIND)
+    manifest = read_manifest(path)
+    config = validate_config(HybridTrainConfig, manifest.meta["config"], CONFIG)
+    model = build_hybrid(config, manifest.meta["model_config"], torch.device("cpu"))
+    groups = ["model", "ema"] if config.ema else ["model"]
+    found = load_checkpoint(path, groups=groups).groups
+    model.load_state_dict(found["model"] | found.get("ema", {}))
+    return model.eval(), encoder_of(config), config.seed
 
 
 def create_state(model: ACTLossHead, config: HybridTrainConfig, dist: Distributed) -> TrainState:

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from datasets.arc import Task
 from datasets.common import InputError
 from hybrid_pipeline.grids import Grid, crop_grid_from_eos, label_of_grid, tokens_of_grid
 from hybrid_pipeline.rules import COLOURS, INSTANCES, RULES, Instance
@@ -23,7 +24,7 @@ from hybrid_pipeline.text_rows import TextData, TextRows
 SHARE_OF_BLACK = 0.4
 SMALLEST = 2
 
-TRAIN_STREAM, TEST_STREAM = 310, 311
+TRAIN_STREAM, TEST_STREAM, TASK_STREAM = 310, 311, 312
 
 # Sets of an evaluation: sentences that were never trained on, and, to tell what that costs, trained ones.
 UNSEEN, SEEN = "unseen", "seen"
@@ -65,6 +66,22 @@ def instructed_grids(*, train_rows: int, test_rows: int, sizes: Sequence[int], s
     return TextData(sentences, train, test, seed, digest.hexdigest())
 
 
+def instructed_tasks(count: int, demonstrations: int, largest: int, seed: int) -> list[Task]:
+    """Tasks in ARC's form: so many pairs of one rule and a test pair, square grids, and no text."""
+    draws = np.random.Generator(np.random.Philox(key=[seed, TASK_STREAM]))
+    tasks = []
+    for number in range(count):
+        of_rule = INSTANCES_OF[RULES[draws.integers(len(RULES))]]
+        instance = of_rule[draws.integers(len(of_rule))]
+        pairs: list[tuple[Grid, Grid]] = []
+        while len(pairs) <= demonstrations:
+            grid = _random_grid(draws, (largest, largest))
+            if not np.array_equal(made := instance.apply(grid), grid):
+                pairs.append((grid, made))
+        tasks.append(Task(f"{instance.rule}-{number}", tuple(pairs[:-1]), tuple(pairs[-1:])))
+    return tasks
+
+
 def best_guess(data: TextData) -> float:
     """Expected exact accuracy on the test grids of the most probable answer given the grid alone."""
     return float(np.mean([_most_probable(crop_grid_from_eos(tokens)) for tokens in data.test[UNSEEN].inputs]))
@@ -89,13 +106,11 @@ def _draw(
     count: int, sizes: Sequence[int], seed: int, stream: int, taken: frozenset[bytes], seen: set[bytes]
 ) -> list[tuple[Grid, Instance]]:
     """So many grids, none of them `taken`, each with a rule that changes it; the grids' keys are added to `seen`."""
-    palette = np.array([0, *COLOURS.values()], np.uint8)
-    chances = np.array([SHARE_OF_BLACK, *[(1 - SHARE_OF_BLACK) / len(COLOURS)] * len(COLOURS)])
     draws = np.random.Generator(np.random.Philox(key=[seed, stream]))
     drawn: list[tuple[Grid, Instance]] = []
     while len(drawn) < count:
         rows, columns = draws.integers(sizes[0], sizes[1] + 1, size=2)
-        grid = draws.choice(palette, p=chances, size=(rows, columns))
+        grid = _random_grid(draws, (rows, columns))
         rule = RULES[draws.integers(len(RULES))]
         able = [found for found in INSTANCES_OF[rule] if not np.array_equal(found.apply(grid), grid)]
         key = bytes(grid.shape) + grid.tobytes()
@@ -103,3 +118,9 @@ def _draw(
             seen.add(key)
             drawn.append((grid, able[draws.integers(len(able))]))
     return drawn
+
+
+def _random_grid(draws: np.random.Generator, shape: tuple[int, int]) -> Grid:
+    palette = np.array([0, *COLOURS.values()], np.uint8)
+    chances = np.array([SHARE_OF_BLACK, *[(1 - SHARE_OF_BLACK) / len(COLOURS)] * len(COLOURS)])
+    return draws.choice(palette, p=chances, size=shape)

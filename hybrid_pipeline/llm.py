@@ -106,8 +106,8 @@ class FrozenLanguageModel:
 
     def __init__(self, options: LanguageModel):
         self.options = options
-        self.tokenizer, self.model, digest = _open_transformers(options)
-        self.model.requires_grad_(False).eval()
+        self.tokenizer, self.model = _open_transformers(options, "AutoModel")
+        digest = _digest(self.model)
         self.width = int(self.model.config.get_text_config().hidden_size)
         if self.tokenizer.pad_token is None:
             self.tokenizer.pad_token = self.tokenizer.eos_token
@@ -186,11 +186,17 @@ def _grown(tensor: Tensor, length: int) -> Tensor:
     return grown
 
 
-def _open_transformers(options: LanguageModel) -> tuple[Any, Any, str]:
-    """Tokenizer, model and a digest of what the weights are."""
+def open_writer(options: LanguageModel) -> tuple[Any, Any]:
+    """Tokenizer and causal language model, frozen; errors as those of `open_encoder`."""
+    return _open_transformers(options, "AutoModelForCausalLM")
+
+
+def _open_transformers(options: LanguageModel, kind: str) -> tuple[Any, Any]:
+    """Tokenizer and frozen model; `kind` is the class of `transformers` that opens it."""
     if importlib.util.find_spec("transformers") is None:
         raise InputError(f'llm.model={options.name} needs the package transformers: pip install -e ".[hybrid]"')
-    from transformers import AutoModel, AutoTokenizer, GgufConfig
+    import transformers
+    from transformers import AutoTokenizer, GgufConfig
 
     where: dict[str, Any] = {"pretrained_model_name_or_path": options.name}
     extra: dict[str, Any] = {"dtype": getattr(torch, options.dtype)}
@@ -208,14 +214,14 @@ def _open_transformers(options: LanguageModel) -> tuple[Any, Any, str]:
             where = {"pretrained_model_name_or_path": folder / inside, "local_files_only": True}
     try:
         tokenizer = AutoTokenizer.from_pretrained(**where)
-        model = AutoModel.from_pretrained(**where, **extra)
+        model = getattr(transformers, kind).from_pretrained(**where, **extra)
     except (OSError, ValueError, ImportError) as error:
         reason = " ".join(str(error).split())[:200]
         raise InputError(
             f"llm.model={options.name} cannot be opened ({reason}): give minilm or smollm2, a folder, or a name on the "
             "hub that you may download (log in with `hf auth login` for a gated one)"
         ) from None
-    return tokenizer, model, _digest(model)
+    return tokenizer, model.requires_grad_(False).eval()
 
 
 def _digest(model: Any) -> str:

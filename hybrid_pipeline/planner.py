@@ -91,8 +91,13 @@ def solve(
     attempts: list[Attempt] = []
     while len(attempts) < max_attempts and not (attempts and attempts[-1].verdict.passed):
         attempts.append(_attempt(demonstrations, test_input, answerer, proposer, attempts))
+    return Outcome(tuple(attempts), choose(attempts), VERIFIED)
+
+
+def choose(attempts: Sequence[Attempt]) -> int:
+    """The number of the attempt to keep: the best by its verdict, then by its confidence, then the first."""
     ranks = [(*attempt.verdict.rank, attempt.answer.confidence) for attempt in attempts]
-    return Outcome(tuple(attempts), ranks.index(max(ranks)), VERIFIED)
+    return ranks.index(max(ranks))
 
 
 def solve_with_oracle(

@@ -14,6 +14,7 @@ from hybrid_pipeline.text_rows import Control
 from training.config_schema import ArchConfig, RunConfig, Section, Text
 from training.curriculum import DepthStage, check_stages
 
+CONFIG = "cfg_hybrid_train"
 KIND = "hybrid"  # of a checkpoint, in its manifest
 TRM = "recursive_reasoning.trm@TinyRecursiveReasoningModel_ACTV1"
 

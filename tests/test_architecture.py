@@ -31,7 +31,7 @@ ALLOWED = {
     "training": {"models", "diffusion", "datasets"},  # and any other library, see below
     "hybrid_pipeline": {
         *("models", "datasets", "evaluators", "training"),
-        *("torch", "numpy", "pydantic", "safetensors", "transformers"),
+        *("torch", "numpy", "pydantic", "safetensors", "transformers", "matplotlib"),
     },
 }
 

@@ -11,6 +11,7 @@ import torch
 import hybrid_train
 import pretrain
 from hybrid_pipeline.build import set_stage
+from hybrid_pipeline.schema import CONFIG, HybridTrainConfig
 from tests.training.runs import TRM, build_small_arc, differences, overrides, records, whole_state
 from training.cli import run_cli
 from training.config import load_config
@@ -76,9 +77,9 @@ def test_a_frozen_trm_stays_that_of_its_checkpoint(tmp_path: Path, capsys: pytes
 
 def test_stages_hold_the_trm_still_to_the_bit(tmp_path: Path) -> None:
     config = load_config(
-        hybrid_train.CONFIG,
+        CONFIG,
         [*TINY, *INSTRUCTED, "trm_checkpoint=nowhere", "adapter_steps=2", "max_steps=4", "weight_decay=0.5"],
-        hybrid_train.HybridTrainConfig,
+        HybridTrainConfig,
     )
     run_, state = hybrid_train.prepare(config, Distributed())
     for step, expected in enumerate([{"text"}, {"text"}, {"text", "L_level", "lm_head"}]):

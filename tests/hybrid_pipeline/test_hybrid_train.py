@@ -63,7 +63,8 @@ def test_a_frozen_trm_stays_that_of_its_checkpoint(tmp_path: Path, capsys: pytes
     data = build_small_arc(tmp_path / "arc")
     arch = ["arch.puzzle_emb_len=0", "arch.puzzle_emb_ndim=16", "arch.L_cycles=1", "arch.expansion=2"]
     assert run_cli(pretrain.main, overrides(TRM, data, tmp_path / "trm", "max_steps=1", *arch)) == 0
-    start = [f"trm_checkpoint={tmp_path / 'trm'}", "arch.pos_encodings=rope", "texts.sizes=[3,4]", "adapter_steps=null"]
+    arch = ["arch.pos_encodings=rope", "arch.mlp_t=false"]
+    start = [f"trm_checkpoint={tmp_path / 'trm'}", *arch, "texts.sizes=[3,4]", "adapter_steps=null"]
     assert run(tmp_path / "run", "max_steps=2", "weight_decay=0.5", *start) == 0
     teacher, ours = whole_state(tmp_path / "trm", 1), whole_state(tmp_path / "run", 2)
     averaged = {name.replace("ema/", "model/"): value for name, value in teacher.items() if name.startswith("ema/")}

@@ -83,10 +83,10 @@ MODES: list[dict[str, Any]] = [
 
 
 @pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("positions", ["rope", "learned"])
+@pytest.mark.parametrize("positions", ["rope", "learned", "none"])
 def test_gradients_reach_every_parameter_at_every_act_step(mode: dict[str, Any], positions: str) -> None:
     for steps in (1, 2):
-        found = gradients(build(**mode, pos_encodings=positions), steps)
+        found = gradients(build(**mode, pos_encodings=positions, mlp_t=positions == "none"), steps)
         # Slots hold nothing that could ask: their places are their positions alone.
         silent = {"inner.text.cell.weight"} if mode["injection"] == "puzzle_slots" else set()
         assert {name for name, size in found.items() if size == 0} == silent

@@ -42,6 +42,8 @@ from training.state import GROUPS, TrainState, create_state
 from training.step import train_step
 from training.weights import read_weights
 from training.window import MetricWindow
+from trajectories.capturing import capturing
+from trajectories.store import FOLDER
 
 # Figures on the progress bar, and those printed after an evaluation.
 SHOWN = ("lm_loss", "exact_accuracy")
@@ -154,17 +156,33 @@ def train(run: Run, state: TrainState) -> None:
 
 def evaluate_now(run: Run, state: TrainState, logger: RunLogger) -> None:
     """Evaluate the averaged weights (the raw ones without EMA); the training state is as before afterwards."""
-    config = run.config
-    with state.ema.applied() if state.ema is not None else contextlib.nullcontext():
+    config, save_dir = run.config, _eval_dir(run, state.step)
+    rows = config.evaluation_rows(run.dist.world_size)
+    with (
+        state.ema.applied() if state.ema is not None else contextlib.nullcontext(),
+        capturing(
+            save_dir / FOLDER,
+            state.model,
+            run.eval_set,
+            run.dist,
+            slots=rows // run.dist.world_size,
+            depth="eval" if config.eval_save_outputs else None,
+            outputs=config.eval_save_outputs,
+            provenance={
+                "protocol": {"run": config.run_label, "step": state.step, "act_eval": config.act_eval},
+                "evaluators": [spec.model_dump() for spec in config.evaluators],
+            },
+        ) as capture,
+    ):
         figures = evaluate(
             state.model,
             run.eval_set,
             run.evaluators,
             dist=run.dist,
-            batch_size=config.evaluation_rows(run.dist.world_size),
+            batch_size=rows,
             act_eval=config.act_eval,
-            save_outputs=config.eval_save_outputs,
-            save_dir=_eval_dir(run, state.step),
+            save_dir=save_dir,
+            capture=capture,
         )
     if figures is not None:
         logger.evaluation(state.step, figures, HEADLINES)

@@ -53,7 +53,8 @@ def evaluate_model(config: EvaluateConfig, dist: Distributed) -> None:
         specs = trained.recorded.evaluators if trained.recorded is not None else []
     output_dir = Path(config.output_dir) if config.output_dir is not None else trained.output_dir
     check_folder(output_dir, f"output_dir={output_dir}")
-    evaluators = build_evaluators([spec.model_dump() for spec in specs], trained.dataset.sources)
+    named = [spec.model_dump() for spec in specs]
+    evaluators = build_evaluators(named, trained.dataset.sources)
     protocol = describe(config, trained)
     with capturing(
         output_dir / FOLDER,
@@ -64,7 +65,8 @@ def evaluate_model(config: EvaluateConfig, dist: Distributed) -> None:
         depth=config.capture_depth,
         outputs=config.eval_save_outputs,
         rows=config.capture.rows,
-        provenance={"protocol": protocol, "evaluators": [spec.model_dump() for spec in specs]},
+        provenance=protocol,
+        evaluators=named,
     ) as capture:
         figures = evaluate(
             trained.model,

@@ -168,10 +168,8 @@ def evaluate_now(run: Run, state: TrainState, logger: RunLogger) -> None:
             slots=rows // run.dist.world_size,
             depth="eval" if config.eval_save_outputs else None,
             outputs=config.eval_save_outputs,
-            provenance={
-                "protocol": {"run": config.run_label, "step": state.step, "act_eval": config.act_eval},
-                "evaluators": [spec.model_dump() for spec in config.evaluators],
-            },
+            provenance={"run": config.run_label, "step": state.step, "act_eval": config.act_eval},
+            evaluators=[spec.model_dump() for spec in config.evaluators],
         ) as capture,
     ):
         figures = evaluate(

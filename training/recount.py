@@ -6,6 +6,7 @@ Usage: ``figures, by_step = recount(capture.chunks(COUNTED), max_steps, build_ev
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -29,9 +30,15 @@ COUNTED = (
 
 
 def recount(
-    parts: Iterable[tuple[str, Rows]], max_steps: int, evaluators: Sequence[tuple[str, Evaluator]]
+    parts: Iterable[tuple[str, Rows]],
+    max_steps: int,
+    evaluators: Sequence[tuple[str, Evaluator]],
+    save_dir: Path | None = None,
 ) -> tuple[dict[str, float], dict[str, Any]]:
-    """All figures, and those by ACT step as in ``act_steps.json``, from the `COUNTED` arrays of rows by set."""
+    """All figures, and those by ACT step as in ``act_steps.json``, from the `COUNTED` arrays of rows by set.
+
+    The evaluators write their files into `save_dir`.
+    """
     for _, evaluator in evaluators:
         evaluator.begin_eval()
     totals: dict[str, SetTotals] = {}
@@ -43,7 +50,7 @@ def recount(
         for _, evaluator in evaluators:
             evaluator.update_batch(rows, answers)
     by_step = {name: total.act.as_json() for name, total in totals.items()}
-    return collect_figures(totals, evaluators, None, lambda item: [item]), by_step
+    return collect_figures(totals, evaluators, save_dir, lambda item: [item]), by_step
 
 
 def _add_steps(total: SetTotals, rows: Rows) -> None:

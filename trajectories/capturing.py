@@ -11,7 +11,7 @@ import hashlib
 import math
 import shutil
 import sys
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +20,12 @@ import torch
 
 from datasets.common import InputError
 from datasets.puzzle_dataset import PuzzleDataset
+from evaluators.render import grid_shape
 from models.losses import ACTLossHead
 from training.distributed import Distributed
-from training.recording import CaptureRequest, Depth, row_layout
-from trajectories.store import Header, TrajectoryWriter, grid_of, symbols
+from training.recording import CaptureRequest, Depth, Recorder, Rows, row_layout
+from training.rollout import ActStatistics, rollout
+from trajectories.store import DataFolder, Header, TrajectoryWriter, symbols
 
 GIGABYTE = 10**9
 
@@ -38,6 +40,7 @@ def capturing(
     slots: int,
     depth: Depth | None,
     provenance: dict[str, Any],
+    evaluators: Sequence[dict[str, Any]] = (),
     outputs: Collection[str] = (),
     rows: Collection[int] | None = None,
 ) -> Iterator[CaptureRequest | None]:
@@ -59,7 +62,7 @@ def capturing(
     warning = size_warning(model, depth, outputs, count, min(slots, count), folder)
     if warning is not None and dist.is_main:
         print(warning, file=sys.stderr, flush=True)
-    header = describe(model, dataset, depth, provenance)
+    header = describe(model, dataset, depth, provenance, evaluators)
     with TrajectoryWriter(folder, header, rank=dist.rank, gather=dist.gather_objects) as writer:
         yield CaptureRequest(depth, writer.add, outputs, rows)
 
@@ -81,12 +84,18 @@ def size_warning(
     )
 
 
-def describe(model: ACTLossHead, dataset: PuzzleDataset, depth: Depth, provenance: dict[str, Any]) -> Header:
+def describe(
+    model: ACTLossHead,
+    dataset: PuzzleDataset,
+    depth: Depth,
+    provenance: dict[str, Any],
+    evaluators: Sequence[dict[str, Any]] = (),
+) -> Header:
     """The header of a capture of this model on these data."""
     metadata = dataset.metadata
     return Header(
         kind=metadata.kind,
-        grid=grid_of(metadata),
+        grid=grid_shape(metadata),
         box=metadata.box,
         vocab_size=metadata.vocab_size,
         symbols=symbols(metadata.kind, metadata.vocab_size),
@@ -94,8 +103,16 @@ def describe(model: ACTLossHead, dataset: PuzzleDataset, depth: Depth, provenanc
         depth=depth,
         dataset_rows=dataset.num_rows,
         dataset_hash=dataset.dataset_hash,
-        data_paths=[str(source.path) for source in dataset.sources],
-        id_offsets=[source.id_offset for source in dataset.sources],
+        sources=[
+            DataFolder(
+                path=source.path,
+                metadata=source.metadata,
+                id_offset=source.id_offset,
+                task_names=None if source.task_names is None else sorted(source.task_names),
+            )
+            for source in dataset.sources
+        ],
+        evaluators=list(evaluators),
         provenance={
             **provenance,
             "weights_sha256": weights_hash(model),
@@ -105,6 +122,31 @@ def describe(model: ACTLossHead, dataset: PuzzleDataset, depth: Depth, provenanc
             "torch": torch.__version__,
         },
     )
+
+
+def record_rows(model: ACTLossHead, batch: Rows, depth: Depth, device: torch.device) -> Rows:
+    """Trajectories of the rows of one batch, each solved for all its ACT steps: arrays as in `Recorder`, beside those
+    of the batch; `row_index` among them tells the rows apart. The model is put into evaluation mode meanwhile."""
+    count = len(batch["inputs"])
+    kept: list[Rows] = []
+    statistics = ActStatistics(model.model.config.halt_max_steps)
+    recorder = Recorder(model, count, depth, kept.append)
+    was_training = model.training
+    model.eval()
+    for _ in rollout(
+        model,
+        iter([batch]),
+        slots=count,
+        device=device,
+        early=False,
+        keys=(),
+        statistics=statistics,
+        recorder=recorder,
+    ):
+        pass
+    model.train(was_training)
+    (rows,) = kept  # without early halting all rows are done at once
+    return rows
 
 
 def weights_hash(model: ACTLossHead) -> str:

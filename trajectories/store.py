@@ -44,10 +44,20 @@ class Chunk(pydantic.BaseModel, extra="forbid", frozen=True):
     rows: int
 
 
+class DataFolder(pydantic.BaseModel, extra="forbid", frozen=True):
+    """A folder of the data, as `evaluators.Source` has it: `metadata` of its test split, what was added to its
+    identifiers, and the tasks kept of it, None for all."""
+
+    path: Path
+    metadata: PuzzleDatasetMetadata
+    id_offset: int
+    task_names: list[str] | None
+
+
 class Header(pydantic.BaseModel, extra="forbid", frozen=True):
     """What the rows are. `symbols` names the tokens; `grid` and `box` are rows and columns; `dataset_rows` counts those
-    of the whole test split, so that a capture of fewer is known for one; `data_paths` are the dataset's folders and
-    `id_offsets` what was added to their identifiers. `provenance` says what was run on what, by hashes too."""
+    of the whole test split, so that a capture of fewer is known for one; `evaluators` are those that were asked for
+    figures. `provenance` says what was run on what, by hashes too."""
 
     format: Literal["trm-lab trajectories"] = FORMAT
     version: Literal[1] = 1
@@ -60,8 +70,8 @@ class Header(pydantic.BaseModel, extra="forbid", frozen=True):
     depth: Literal["eval", "h_cycle", "layer"]
     dataset_rows: int
     dataset_hash: str
-    data_paths: list[str]
-    id_offsets: list[int]
+    sources: list[DataFolder]
+    evaluators: list[dict[str, Any]] = []
     provenance: dict[str, Any]
     chunks: list[Chunk] = []
 
@@ -75,13 +85,6 @@ def symbols(kind: str | None, vocab_size: int) -> list[str]:
     if kind == "arc":
         return ["", "|", *(str(token - ARC_COLOUR_0) for token in range(ARC_COLOUR_0, vocab_size))]
     return [str(token) for token in range(vocab_size)]
-
-
-def grid_of(metadata: PuzzleDatasetMetadata) -> tuple[int, int]:
-    """Rows and columns of the data's grids: as recorded, else square, else one row."""
-    side = int(metadata.seq_len**0.5 + 0.5)
-    square = (side, side) if side * side == metadata.seq_len else (1, metadata.seq_len)
-    return metadata.grid or square
 
 
 class TrajectoryWriter:

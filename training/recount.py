@@ -57,7 +57,6 @@ def _add_steps(total: SetTotals, rows: Rows) -> None:
     steps, labels = rows["steps"], torch.from_numpy(rows["labels"])
     wants = rows["step_wants_to_halt"]
     first_halt = np.where(wants.any(1), wants.argmax(1) + 1, 0)
-    first_halt[first_halt > steps] = 0
     for step in range(1, total.act.max_steps + 1):
         preds = torch.from_numpy(rows["step_preds"][:, step - 1].astype(np.int32))
         exact, cell, labelled = score_rows(preds, labels)

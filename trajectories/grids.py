@@ -39,9 +39,7 @@ def read_grid(given: str, metadata: PuzzleDatasetMetadata) -> tuple[NDArray[np.i
         return _arc(rows, side)
     cells = "".join(rows)
     if len(cells) != metadata.seq_len:
-        raise InputError(
-            f"--grid has {len(cells)} cells, the model's puzzles {metadata.seq_len}: {side} rows of {side}"
-        )
+        raise InputError(f"--grid has {len(cells)} cells, the model's puzzles have {side} rows of {side}")
     return (_sudoku if kind == "sudoku" else _maze)(cells, side)
 
 

@@ -108,9 +108,16 @@ class TrajectoryWriter:
         return self
 
     def __exit__(self, error: type[BaseException] | None, *_: object) -> None:
-        if error is not None:
-            shutil.rmtree(self._aside, ignore_errors=True)
-            return
+        finished = False
+        try:
+            if error is None:
+                self._finish()
+                finished = True
+        finally:
+            if not finished:
+                shutil.rmtree(self._aside, ignore_errors=True)
+
+    def _finish(self) -> None:
         self._flush()
         gathered = self._gather(self._chunks)
         if gathered is None:

@@ -10,10 +10,12 @@ function themeColours() {
 }
 
 // grid: {kind, rows, columns, box, symbols, palette}; tokens: [rows * columns];
-// marks: {given, wrong, changed, confidence}, each null or as long as the tokens.
+// marks: {given, wrong, changed, confidence}, each null or as long as the tokens. A cell is never larger than LARGEST.
+const LARGEST = 66;
+
 function paintGrid(canvas, grid, tokens, marks, colours, side) {
   const { rows, columns } = grid;
-  const cell = Math.max(1, Math.floor(side / Math.max(rows, columns)));
+  const cell = Math.max(1, Math.min(LARGEST, Math.floor(side / Math.max(rows, columns))));
   const ratio = window.devicePixelRatio || 1;
   const width = cell * columns + 2, height = cell * rows + 2;
   canvas.width = Math.round(width * ratio);

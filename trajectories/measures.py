@@ -180,3 +180,36 @@ def drifts(capture: Capture, rows: int = 64) -> dict[str, Drift]:
             latents = capture.array(name, np.arange(min(rows, len(capture))))[:, :, -1]  # of the last H-cycle
             found[name] = drift(latents[:, :, -1] if capture.header.depth == "layer" and name == "z_L" else latents)
     return found
+
+
+def answers(course: Course) -> dict[str, float]:
+    """The questions of the guide to captured results, in numbers, over the rows with labels; empty without any."""
+    known = np.any(course.labelled, axis=1)
+    if not known.any():
+        return {}
+    solved_at, right, asked = course.solved_at[known], course.right[:, [0, -1]], course.asked
+    in_the_end = course.solved[known, -1]
+    changes = course.changes.sum((1, 2))[known]
+    (done_right, done_wrong), (on_right, _) = course.halting_table()
+    first, last = (reliability(course.confidence[:, t][asked], right[:, t][asked]) for t in (0, -1))
+    halting = reliability(course.halt_probability[known, -1], in_the_end)
+    found = {
+        "puzzles": float(known.sum()),
+        "solved in the end": float(in_the_end.mean()),
+        "solved after the first ACT step": float((solved_at == 1).mean()),
+        "ACT steps until first solved, mean of those ever solved": _mean(solved_at[solved_at > 0]),
+        "ACT steps until the answer settles, mean": _mean(course.settled_at[known]),
+        "right after some step, wrong in the end": float(course.lost[known].mean()),
+        "cells changed after the first step, mean of solved puzzles": _mean(changes[in_the_end]),
+        "cells changed after the first step, mean of unsolved puzzles": _mean(changes[~in_the_end]),
+        "says it is done and is": done_right / max(1, done_right + done_wrong),
+        "is solved and says it is done": done_right / max(1, done_right + on_right),
+        "calibration error of cells, first step": first.calibration_error,
+        "calibration error of cells, last step": last.calibration_error,
+        "calibration error of halting, last step": halting.calibration_error,
+    }
+    return {name: float(value) for name, value in found.items()}
+
+
+def _mean(values: NDArray) -> float:
+    return float(values.mean()) if len(values) else float("nan")

@@ -22,7 +22,7 @@ from evaluators import build_evaluators
 from evaluators.common import write_text
 from training.recount import COUNTED, recount
 from trajectories.charts import write_charts
-from trajectories.measures import Course, drifts
+from trajectories.measures import Course, answers, drifts
 from trajectories.page import KINDS, provenance_text, subtitle, write_page
 from trajectories.replay import pack
 from trajectories.solve import Solve, solves
@@ -44,9 +44,7 @@ def write_report(
     The figures are recounted where all rows of the test split were captured, and are those of the evaluation. Raises
     `InputError` where there is no such row, or ARC's data set is missing or another.
     """
-    chosen = np.arange(len(capture))[start : None if most is None else start + most]
-    if not len(chosen):
-        raise InputError(f"--start {start}: {capture.folder} has {len(capture)} rows, give 0 to {len(capture) - 1}")
+    chosen = chosen_rows(capture, start, most)
     tasks = Tasks.of(capture, data_root)
     course = Course.of(capture, chosen)
     found = solves(capture, capture.row_index[chosen].tolist())
@@ -56,7 +54,7 @@ def write_report(
     charts = write_charts(course, drifts(capture), capture.header, folder / "figures")
     figures, note = figures_of(capture, data_root)
     page = folder / "report.html"
-    answers = [_answer_only(solve) for solve in found]
+    last = [_answer_only(solve) for solve in found]
     write_page(
         page,
         "report.html",
@@ -65,11 +63,20 @@ def write_report(
         subtitle=subtitle(capture.header),
         note=note,
         provenance=provenance_text(capture.header),
+        answers_payload=_figures_html(answers(course)),
         figures_payload=_figures_html(figures),
         charts_payload="".join(_chart_html(path, title) for path, title in charts),
-        payload=pack(answers, tasks, facts),
+        payload=pack(last, tasks, facts),
     )
     return page
+
+
+def chosen_rows(capture: Capture, start: int, most: int | None) -> NDArray[np.int64]:
+    """Positions of the rows to report on; `InputError` for none."""
+    chosen = np.arange(len(capture))[start : None if most is None else start + most]
+    if not len(chosen):
+        raise InputError(f"--start {start}: {capture.folder} has {len(capture)} rows, give 0 to {len(capture) - 1}")
+    return chosen
 
 
 def figures_of(capture: Capture, data_root: Path | None = None) -> tuple[dict[str, float], str]:
@@ -134,7 +141,7 @@ def _answer_only(solve: Solve) -> Solve:
 
 
 def _figures_html(figures: dict[str, float]) -> str:
-    rows = "".join(f"<tr><td>{html.escape(name)}</td><td>{value:.6g}</td></tr>" for name, value in figures.items())
+    rows = "".join(f"<tr><td>{html.escape(name)}</td><td>{value:.5g}</td></tr>" for name, value in figures.items())
     return f"<table><tr><th>figure</th><th>value</th></tr>{rows}</table>" if rows else ""
 
 

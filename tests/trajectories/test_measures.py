@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from trajectories.measures import Course, drift, reliability
+from trajectories.measures import Course, answers, drift, reliability
 
 
 def course(preds: list[list[list[int]]], labels: list[list[int]], **fields: object) -> Course:
@@ -64,3 +64,19 @@ def test_drift_of_known_vectors() -> None:
     found = drift(latents)
     assert found.change == pytest.approx([np.sqrt(2), 2])
     assert found.cosine == pytest.approx([0, 1])
+
+
+def test_answers_in_numbers() -> None:
+    found = answers(FOUR)
+    assert found["puzzles"] == 3 and found["solved in the end"] == pytest.approx(1 / 3)
+    assert found["solved after the first ACT step"] == pytest.approx(1 / 3)
+    assert found["ACT steps until first solved, mean of those ever solved"] == 1.5
+    assert found["ACT steps until the answer settles, mean"] == pytest.approx(7 / 3)
+    assert found["right after some step, wrong in the end"] == pytest.approx(1 / 3)
+    assert found["cells changed after the first step, mean of solved puzzles"] == 1
+    assert found["cells changed after the first step, mean of unsolved puzzles"] == 1.5
+    assert found["says it is done and is"] == found["is solved and says it is done"] == 0.5
+    # Full confidence at every cell: the error is the share of wrong ones, 3 and 3 of 6.
+    assert found["calibration error of cells, first step"] == pytest.approx(3 / 6)
+    assert found["calibration error of halting, last step"] == pytest.approx(0.5 - 1 / 3)
+    assert answers(course([[[1, 1]]], [[-100, -100]])) == {}

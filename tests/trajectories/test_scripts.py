@@ -63,12 +63,13 @@ def test_report_and_replay_of_a_sudoku_capture(captured: Path, tmp_path: Path) -
         *("accuracy", "steps", "reliability", "halting", "flips", "drift")
     }
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
-    assert f"<td>Sudoku/exact</td><td>{figures['Sudoku/exact']:.6g}</td>" in page
+    assert f"<td>Sudoku/exact</td><td>{figures['Sudoku/exact']:.5g}</td>" in page
     assert "http://" not in page.replace("http://www.w3.org", "") and "https://" not in page
 
     played = payload(tmp_path / "replay.html")
-    assert [puzzle["row"] for puzzle in played["puzzles"]] == [0, 3, 7, 11, 15]
-    for puzzle, solve in zip(played["puzzles"], solves(capture, [0, 3, 7, 11, 15]), strict=True):
+    shown = [puzzle["row"] for puzzle in played["puzzles"]]
+    assert shown == sorted(set(shown)) and sum(rows[row]["exact"] == "0" for row in shown) == 2 < len(shown) == 5
+    for puzzle, solve in zip(played["puzzles"], solves(capture, shown), strict=True):
         np.testing.assert_array_equal(puzzle["preds"], solve.preds)
         np.testing.assert_array_equal(puzzle["label"], solve.labels)
         np.testing.assert_allclose(puzzle["confidence"], solve.confidence, atol=0.5 / 63 + 1e-6)

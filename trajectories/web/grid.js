@@ -145,12 +145,15 @@ function paintMaze(pen, grid, tokens, marks, colours, cell) {
 function paintArc(pen, grid, tokens, marks, colours, cell) {
   eachCell(grid, cell, (i, x, y) => {
     const colour = grid.palette[tokens[i]];
-    pen.globalAlpha = colour ? opacityOf(marks, i) : 1;
+    pen.globalAlpha = colour ? opacityOf(marks, i) : 0.4;
     pen.fillStyle = colour || colours["no-colour"];
     pen.fillRect(x, y, cell, cell);
     pen.globalAlpha = 1;
+    if (!colour || cell < 4) return;  // beyond the grid there are no lines
+    pen.strokeStyle = "#5b6470";
+    pen.lineWidth = 0.6;
+    pen.strokeRect(x, y, cell, cell);
   });
-  if (cell >= 4) drawRules(pen, grid, cell, 1, 1, "#5b6470", 0.6);
   eachCell(grid, cell, (i, x, y) => {
     if (cell < 5) return;
     if (marks.changed && marks.changed[i]) {

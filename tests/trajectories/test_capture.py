@@ -188,3 +188,20 @@ def test_nothing_in_a_capture_is_unpickled(captured: Path, tmp_path: Path) -> No
                 np.lib.format.write_array(file, content)
     with pytest.raises(ValueError, match=r"damaged .*allow_pickle=False"):
         open_capture(tmp_path).array("step_preds")
+
+
+@pytest.mark.parametrize("arch", ["hrm", "transformers_baseline", "trm_hier6"])
+def test_other_architectures(arch: str, captured: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """All can be captured step by step; into the recursion goes only what has the latents z_H and z_L."""
+    paths = [f"data_paths=[{captured / 'sudoku'}]", f"checkpoint_path={tmp_path / 'run'}", "device=cpu", "max_steps=1"]
+    assert run_cli(pretrain.main, ["experiment=smoke", f"arch={arch}", *paths]) == 0
+    assert len(seen(tmp_path / "eval", tmp_path / "run", "capture.depth=eval")) == 16
+    deep = [f"checkpoint={tmp_path / 'run'}", "device=cpu", f"output_dir={tmp_path / 'deep'}", "capture.depth=layer"]
+    capsys.readouterr()
+    if arch == "hrm":
+        assert run_cli(evaluate.main, deep) == 0
+        assert open_capture(tmp_path / "deep").array("cycle_preds").ndim == 4
+    else:
+        assert run_cli(evaluate.main, deep) == 2
+        assert "capture.depth=layer: " in (said := capsys.readouterr().err) and "or capture.depth=eval" in said
+        assert not (tmp_path / "deep").exists()

@@ -132,12 +132,13 @@ function paintMaze(pen, grid, tokens, marks, colours, cell) {
       pen.globalAlpha = 1;
     }
     if (marks.changed && marks.changed[i] && cell >= 5) drawRing(pen, x, y, cell, colours.halt);
-    if (ends.includes(tokens[i]) && cell >= 4) {
-      pen.fillStyle = grid.palette[tokens[i]];
-      pen.beginPath();
-      pen.arc(x + cell / 2, y + cell / 2, cell * 0.75, 0, 2 * Math.PI);
-      pen.fill();
-    }
+  });
+  eachCell(grid, cell, (i, x, y) => {  // start and goal last, as they are larger than their cells
+    if (!ends.includes(tokens[i]) || cell < 4) return;
+    pen.fillStyle = grid.palette[tokens[i]];
+    pen.beginPath();
+    pen.arc(x + cell / 2, y + cell / 2, cell * 0.75, 0, 2 * Math.PI);
+    pen.fill();
   });
   drawRules(pen, grid, cell, grid.rows, grid.columns, colours.rule, 1);
 }

@@ -50,7 +50,9 @@ class Recorder:
 
     ``step_preds`` [n, T, seq_len] unsigned tokens; ``step_confidence`` [n, T, seq_len] float16, the probability of that
     token under the distribution that the model was trained with; ``step_q_halt_logits`` [n, T] float32;
-    ``step_wants_to_halt`` [n, T] bool; ``step_logits``, ``step_q_continue_logits`` where `outputs` names them.
+    ``step_wants_to_halt`` [n, T] bool, what the halting head says; ``step_active`` [n, T] bool, whether the row was
+    being solved in that step (always so in the first), ``step_halted`` whether it was done after it; ``step_logits``,
+    ``step_q_continue_logits`` where `outputs` names them.
     From depth ``h_cycle`` on ``cycle_preds``, ``cycle_confidence`` and ``cycle_q_halt_logits``, with H after T, and
     ``z_H`` [n, T, H, latent_length, hidden_size] float32; ``z_L`` is alike, but at depth ``layer`` has M after H.
     """
@@ -110,6 +112,9 @@ class Recorder:
         for row in np.flatnonzero(steps < self._model.config.halt_max_steps):
             for array in recorded.values():
                 array[row, steps[row] :] = array[row, steps[row] - 1]
+        number = np.arange(1, self._model.config.halt_max_steps + 1)
+        recorded["step_active"] = number <= steps[:, None]
+        recorded["step_halted"] = number >= steps[:, None]
         self._buffer_of_slot[slot] = -1
         self._free += buffer.tolist()
         self._sink({name: array[kept] for name, array in rows.items()} | recorded)

@@ -117,6 +117,9 @@ def test_rows_that_halt_early_keep_their_answer(captured: Path, eager: list[str]
     capture = seen(tmp_path, captured / "run-sudoku", *eager, "eval_save_outputs=[preds,logits]")
     steps, preds, logits = (capture.array(name) for name in ("steps", "step_preds", "step_logits"))
     assert steps.min() < capture.header.max_steps
+    active, halted = capture.array("step_active"), capture.array("step_halted")
+    assert active[:, 0].all() and (active.sum(1) == steps).all()
+    assert (halted == ~active | (np.arange(1, preds.shape[1] + 1) == steps[:, None])).all()
     for row, last in enumerate(steps):
         assert (preds[row, last - 1 :] == preds[row, last - 1]).all()
     np.testing.assert_array_equal(logits.argmax(-1), preds)

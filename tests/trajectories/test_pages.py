@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from playwright.sync_api import Browser, Page, sync_playwright
 
 from datasets.common import PuzzleDatasetMetadata
 from scripts import analyze_trm_arc_results, generate_report_from_preds
@@ -24,6 +23,10 @@ from trajectories.store import DataFolder, Header, open_capture, symbols
 
 # Continuous integration sets this, so that the tests cannot be skipped there unnoticed.
 REQUIRED = "TRM_LAB_REQUIRE_BROWSER"
+if os.environ.get(REQUIRED) != "1":
+    pytest.importorskip("playwright", reason="drives the browser: pip install -e '.[dev]'")
+from playwright.sync_api import Browser, Page, sync_playwright  # noqa: E402
+
 QUIET = ("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
          "--disable-component-update", "--disable-sync")  # fmt: skip
 DESKTOP, PHONE = (1280, 900), (390, 844)

@@ -62,7 +62,7 @@ def _frame(solve: Solve, i: int) -> Image.Image:
         return cells.reshape(rows, columns)[:height, :width]
 
     tall, wide = PANEL * min(1, height / width), PANEL * min(1, width / height)
-    sheet = Sheet(2 * PANEL + SPACE + 4 * MARGIN, 0.5 + tall + 0.72 + CHART)
+    sheet = Sheet(2 * PANEL + SPACE + 4 * MARGIN, 0.5 + tall + 0.45 + CHART)
     centres = 2 * MARGIN + PANEL / 2, 2 * MARGIN + 1.5 * PANEL + SPACE
     left, right = (sheet.axes(centre - wide / 2, 0.5, wide, tall) for centre in centres)
     draw_grid(left, kind, cut(solve.inputs), GridMarks(given=cut(solve.given)), box=header.box)

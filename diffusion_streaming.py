@@ -365,6 +365,11 @@ class JumpStreamer(_BaseTrajectoryStreamer):
                 f"harvest.jump_from={self.options.jump_from} and harvest.jump_to={self.jump_to} do not fit the "
                 f"teacher's {last} ACT steps: a jump goes forward, to {last} at most"
             )
+        if sources != [0] and not self.teacher.model.model.inner.fixed_x:
+            raise InputError(
+                f"harvest.jump_from={self.options.jump_from}: this teacher's x changes from one ACT step to the next: "
+                "use [0]"
+            )
         goal = 1 + 2 * len(sources)
         rows = np.array([[0, 1 + 2 * i, 2 + 2 * i, goal, goal + 1] for i in range(len(sources))])
         return EntryPlan(goal + 2, rows, {goal: 1, goal + 1: 0}, warm_up=0)

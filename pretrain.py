@@ -23,6 +23,7 @@ from datasets.common import InputError
 from datasets.puzzle_dataset import PuzzleDataset
 from evaluators import build_evaluators
 from evaluators.common import Evaluator
+from models.kernels import PLAIN
 from training import distributed
 from training.build import build_model, compile_levels, load_weights, model_config
 from training.checkpoint import load_checkpoint, save_checkpoint
@@ -125,6 +126,8 @@ def train(run: Run, state: TrainState) -> None:
     config, dist, schedule = run.config, run.dist, run.schedule
     window = MetricWindow()
     with open_logger(config, schedule.total_steps, state.step, dist) as logger, StopRequest() as stop:
+        if (kernels := state.model.model.config.find_kernels()) != PLAIN:
+            logger.message(f"kernels: {kernels}")
         if dist.any_true(dist.is_main and state.step in schedule.evaluations and not was_evaluated(run, state.step)):
             evaluate_now(run, state, logger)
         if state.step >= schedule.total_steps:

@@ -2,7 +2,7 @@
 
 An answer is valid if it keeps the clues and has every digit once in each row, column and box. For a puzzle with
 one solution that is the same as exact, so a gap between the two would betray a faulty data set. The baseline is
-the cell accuracy of copying the clues and filling all blanks with the digit that is rarest among them.
+copying the clues and filling all blanks with the digit that is rarest among them: right cells, and exact answers.
 
 Usage: Sudoku("data/sudoku-6x6", metadata).result(Path("runs/a")) after update_batch; writes sudoku_results.csv
 """
@@ -62,11 +62,13 @@ class Sudoku:
         inputs, labels, predictions = batch["inputs"], batch["labels"], preds["preds"]
         blank = (inputs == BLANK) & (labels != IGNORE_LABEL_ID)
         right = self._tally.add(batch, predictions)
+        filled = self._constant_fill(inputs) == labels
         self._tally.counts.update(
             valid=int(self._is_valid(inputs, predictions).sum()),
             blank=int(blank.sum()),
             right_blank=int((right & blank).sum()),
-            baseline=int((self._constant_fill(inputs) == labels).sum()),
+            baseline=int(filled.sum()),
+            baseline_rows=int(filled.all(axis=1).sum()),
         )
 
     def result(self, save_dir: Path | None, gather: Gather = single_process) -> dict[str, float] | None:
@@ -80,6 +82,7 @@ class Sudoku:
             "Sudoku/blank_cell": tally.share("right_blank", "blank"),
             "Sudoku/valid": tally.share("valid", "rows"),
             "Sudoku/copy_baseline": tally.share("baseline", "cells"),
+            "Sudoku/copy_baseline_exact": tally.share("baseline_rows", "rows"),
         }
 
     def _is_valid(self, inputs: np.ndarray, predictions: np.ndarray) -> np.ndarray:

@@ -11,7 +11,7 @@ row for them is not used (TRM paper, section 2.4; HRM paper, "Adaptive computati
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -19,8 +19,12 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 
+from models.kernels import Kernels, find
 from models.sparse_embedding import CastedSparseEmbedding
 from models.trajectory import HCycle, check_recordable, make_trajectory
+
+# Logits [batch, length, classes] and labels [batch, length] to the loss of every position.
+TokenLoss = Callable[[Tensor, Tensor], Tensor]
 
 
 class ACTConfig(BaseModel):
@@ -51,7 +55,7 @@ class ACTConfig(BaseModel):
     )
 
     forward_dtype: Literal["bfloat16", "float32", "float16"] = "bfloat16"
-    kernels: Literal["torch", "triton"] = "torch"  # triton: one kernel for mixing by an MLP, its residual and norm
+    kernels: Literal["auto", "torch", "triton"] = "torch"  # torch: the plain path; see models.kernels
 
     # Whether attention may be narrower than the hidden state, as where 12 heads share 512.
     uneven_heads: ClassVar[bool] = False
@@ -103,6 +107,11 @@ class ACTConfig(BaseModel):
     @property
     def dtype(self) -> torch.dtype:
         return getattr(torch, self.forward_dtype)
+
+    def find_kernels(self) -> Kernels:
+        """What takes the place of the plain path's parts on the current device."""
+        shape = {"length": self.latent_length, "hidden_size": self.hidden_size, "num_heads": self.num_heads}
+        return find(self.kernels, self.dtype, **shape, mlp_t=self.mlp_t)
 
 
 @dataclass
@@ -172,8 +181,8 @@ class ACTModel(nn.Module):
             key: torch.where(carry.halted.view(-1, *[1] * (held.ndim - 1)), batch[key], held)
             for key, held in carry.current_data.items()
         }
-        inner_carry, logits, (q_halt, q_continue) = self.inner(initial, data, all_h_cycles)
-        outputs: dict[str, Any] = {"logits": logits, "q_halt_logits": q_halt, "q_continue_logits": q_continue}
+        outputs: dict[str, Any]
+        inner_carry, outputs = self.inner(initial, data, all_h_cycles)
 
         with torch.no_grad():
             steps = torch.where(carry.halted, 0, carry.steps) + 1
@@ -186,10 +195,18 @@ class ACTModel(nn.Module):
                     min_halt_steps = self.explore(torch.rand(2, len(steps), device=steps.device))
                 halted = last | (self.wants_to_halt(outputs) & (steps >= min_halt_steps))
                 if not self.config.no_ACT_continue and self.config.trains_q_continue:
-                    _, _, (next_halt, next_continue) = self.inner(inner_carry, data)
-                    best = torch.where(last, next_halt, torch.maximum(next_halt, next_continue))
+                    _, after = self.inner(inner_carry, data)
+                    next_halt = after["q_halt_logits"]
+                    best = torch.where(last, next_halt, torch.maximum(next_halt, after["q_continue_logits"]))
                     outputs["target_q_continue"] = torch.sigmoid(best)
         return self.carry_class(inner_carry, steps, halted, data), outputs
+
+    def auxiliary(
+        self, outputs: dict[str, Tensor], labels: Tensor, loss_fn: TokenLoss
+    ) -> tuple[Tensor | float, dict[str, Tensor]]:
+        """What an architecture adds to the loss for answers of its own among the `outputs`, summed over the rows, and
+        its metrics, named ``..._loss`` and summed over the rows too; labels [batch, seq_len]."""
+        return 0.0, {}
 
     def wants_to_halt(self, outputs: dict[str, Tensor]) -> Tensor:
         """Bool [batch]: the rows whose halt head says that they are done."""

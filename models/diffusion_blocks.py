@@ -21,6 +21,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from models.kernels import Kernels, find
 from models.layers import Attention, CastedLinear, CosSin, RotaryEmbedding, SwiGLU, rms_norm
 
 Kind = Literal["eps", "x0", "v"]
@@ -92,6 +93,7 @@ class HeadConfig(BaseModel):
     prediction: Literal["x0", "eps", "v", "regression"] = "x0"
     sphere: bool = True  # put x0 back to the teacher's unit RMS per token
     forward_dtype: Literal["bfloat16", "float32"] = "bfloat16"
+    kernels: Literal["auto", "torch"] = "torch"  # torch: the plain path; see models.kernels
 
     @model_validator(mode="after")
     def _check_heads(self) -> HeadConfig:
@@ -115,6 +117,11 @@ class HeadConfig(BaseModel):
     @property
     def dtype(self) -> torch.dtype:
         return getattr(torch, self.forward_dtype)
+
+    def find_kernels(self) -> Kernels:
+        """What takes the place of the plain path's parts on the current device."""
+        shape = {"length": self.length, "hidden_size": self.latent_size, "num_heads": self.num_heads}
+        return find(self.kernels, self.dtype, **shape, mlp_t=self.mixes_by_mlp)
 
 
 class ModulatedConfig(HeadConfig):
@@ -207,12 +214,13 @@ class ModulatedBlock(nn.Module):
         self.mixing = mixing
         self.prenorm = config.norm == "pre"
         size = config.latent_size
+        kernels = config.find_kernels()
         if mixing == "mlp":
             self.mlp_t = SwiGLU(config.length, config.expansion)
         else:
             attention = StepAttention if mixing == "steps" else Attention
-            self.self_attn = attention(size, config.num_heads)
-        self.mlp = SwiGLU(size, config.expansion)
+            self.self_attn = attention(size, config.num_heads, kernels)
+        self.mlp = SwiGLU(size, config.expansion, kernels)
         self.modulation = Modulation(size, 6)
 
     def mix(self, x: Tensor, cos_sin: CosSin | None) -> Tensor:

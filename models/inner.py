@@ -7,7 +7,8 @@ Gradients flow through the last cycle only (TRM paper, section 2.2).
 
 from __future__ import annotations
 
-from dataclasses import fields
+from collections.abc import Callable
+from dataclasses import fields, replace
 from typing import Any, ClassVar
 
 import torch
@@ -27,10 +28,19 @@ from models.sparse_embedding import CastedSparseEmbedding
 from models.trajectory import HCycle
 
 
+def last_with_gradients(cycle: Callable[[Any], Any], carry: Any, cycles: int) -> Any:
+    """The carry after so many cycles, of which only the last is differentiated."""
+    with torch.no_grad():
+        for _ in range(cycles - 1):
+            carry = cycle(carry)
+    return cycle(carry)
+
+
 class RecursiveInner(nn.Module):
     """Embeddings, heads and the recursion's outer loop; see the module docstring for what a subclass adds."""
 
     carry_class: ClassVar[type]
+    fixed_x: ClassVar[bool] = True  # whether x is the same at all ACT steps of a puzzle
 
     def __init__(self, config: Any):
         super().__init__()
@@ -59,9 +69,11 @@ class RecursiveInner(nn.Module):
             self.q_head.weight.zero_()
             self.q_head.bias.fill_(-5)  # type: ignore[union-attr]
 
-    def build_level(self, num_layers: int) -> ReasoningModule:
+    def build_level(self, num_layers: int, length: int | None = None) -> ReasoningModule:
+        """Blocks over latents of `length` positions, `latent_length` unless given."""
         config: ACTConfig = self.config
-        mlp_length = config.latent_length if config.mlp_t else None
+        mlp_length = (length or config.latent_length) if config.mlp_t else None
+        kernels = config.find_kernels()
         return ReasoningModule(
             [
                 Block(
@@ -70,7 +82,7 @@ class RecursiveInner(nn.Module):
                     config.expansion,
                     config.rms_norm_eps,
                     mlp_length,
-                    fused=config.kernels == "triton",
+                    kernels,
                 )
                 for _ in range(num_layers)
             ]
@@ -113,27 +125,30 @@ class RecursiveInner(nn.Module):
 
     def forward(
         self, carry: Any, batch: dict[str, Tensor], all_h_cycles: list[HCycle] | None = None
-    ) -> tuple[Any, Tensor, tuple[Tensor, Tensor]]:
+    ) -> tuple[Any, dict[str, Tensor]]:
         """One deep-supervision step; its H-cycles are appended to `all_h_cycles` where that is given.
 
-        Returns the detached latents, the logits [batch, seq_len, vocab_size] in the forward dtype and the halt and
-        continue logits [batch] in fp32.
+        Returns the detached latents and what the heads made of them: that of `read_out` and of `prepare`.
         """
-        x = self.input_embeddings(batch["inputs"], batch["puzzle_identifiers"])
+        carry, x, outputs = self.prepare(carry, batch)
         cos_sin = None if self.rotary is None else self.rotary()
         carry = self.recur(carry, x, cos_sin, all_h_cycles)
-        logits, halting = self.read_out(carry)
-        detached = self.carry_class(*(getattr(carry, name).detach() for name in self.latent_names()))
-        return detached, logits, halting
+        outputs = outputs | self.read_out(carry)
+        return replace(carry, **{name: value.detach() for name, value in vars(carry).items()}), outputs
 
-    def read_out(self, carry: Any) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-        """What the heads make of the latents: the logits [batch, seq_len, vocab_size] in the forward dtype, and the
-        halt and continue logits [batch] in fp32."""
+    def prepare(self, carry: Any, batch: dict[str, Tensor]) -> tuple[Any, Tensor, dict[str, Tensor]]:
+        """What comes before the recursion: the carry to start from, x [batch, latent_length, hidden_size], which every
+        cycle reads, and outputs of an architecture's own."""
+        return carry, self.input_embeddings(batch["inputs"], batch["puzzle_identifiers"]), {}
+
+    def read_out(self, carry: Any) -> dict[str, Tensor]:
+        """What the heads make of the latents: ``logits`` [batch, seq_len, vocab_size] in the forward dtype, and
+        ``q_halt_logits`` and ``q_continue_logits`` [batch] in fp32."""
         answer = self.answer(carry)
         logits = self.lm_head(answer)[:, self.config.puzzle_tokens :]
         # fp32 whatever the forward dtype: half-precision halt logits have been seen to drift into NaN.
         q_halt, q_continue = self.q_head(answer[:, 0].to(torch.float32)).unbind(-1)
-        return logits, (q_halt, q_continue)
+        return {"logits": logits, "q_halt_logits": q_halt, "q_continue_logits": q_continue}
 
     def recur(self, carry: Any, x: Tensor, cos_sin: CosSin | None, all_h_cycles: list[HCycle] | None = None) -> Any:
         """All H-cycles, the last one with gradients; each is appended to `all_h_cycles` where that is given."""
@@ -147,10 +162,7 @@ class RecursiveInner(nn.Module):
             all_h_cycles.append({"z_L_list": z_L_list, "z_H": carry.z_H.detach(), "input_embeddings": embeddings})
             return carry
 
-        with torch.no_grad():
-            for _ in range(self.config.H_cycles - 1):
-                carry = cycle(carry)
-        return cycle(carry)
+        return last_with_gradients(cycle, carry, self.config.H_cycles)
 
     def cycle(self, *args: Any, **kwargs: Any) -> Any:
         """``cycle(carry, x, cos_sin)``: the latents after one H-cycle on the input embeddings `x`.

@@ -13,6 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from models.kernels import PLAIN, Kernels
+from models.kernels.attention import attend_plainly
+
 CosSin = tuple[Tensor, Tensor]
 
 # The standard deviation of a standard normal truncated to [-2, 2].
@@ -58,10 +61,12 @@ class RotaryEmbedding(nn.Module):
     cos: Tensor
     sin: Tensor
 
-    def __init__(self, head_dim: int, length: int, theta: float):
+    def __init__(self, head_dim: int, length: int, theta: float, positions: Tensor | None = None):
+        """`positions` fp32 [length]: where the tokens stand, 0, 1, 2 and so on unless given."""
         super().__init__()
+        positions = torch.arange(length, dtype=torch.float32) if positions is None else positions
         inverse_frequency = theta ** -(torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim)
-        angle = torch.outer(torch.arange(length, dtype=torch.float32), inverse_frequency)
+        angle = torch.outer(positions, inverse_frequency)
         angle = torch.cat((angle, angle), dim=-1)
         self.register_buffer("cos", angle.cos(), persistent=False)
         self.register_buffer("sin", angle.sin(), persistent=False)
@@ -87,8 +92,9 @@ def rms_norm(x: Tensor, eps: float) -> Tensor:
 class Attention(nn.Module):
     """Bidirectional multi-head attention [batch, length, hidden] -> same; no mask, PAD cells attend like any other."""
 
-    def __init__(self, hidden_size: int, num_heads: int):
+    def __init__(self, hidden_size: int, num_heads: int, kernels: Kernels = PLAIN):
         super().__init__()
+        self.attend = kernels.attention or attend_plainly
         self.num_heads = num_heads
         self.head_dim = hidden_size // num_heads
         width = self.head_dim * num_heads
@@ -100,20 +106,22 @@ class Attention(nn.Module):
         query, key, value = self.qkv_proj(x).view(batch, length, 3, self.num_heads, self.head_dim).unbind(2)
         if cos_sin is not None:
             query, key = rotate(query, cos_sin), rotate(key, cos_sin)
-        mixed = F.scaled_dot_product_attention(query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2))
-        return self.o_proj(mixed.transpose(1, 2).reshape(batch, length, -1))
+        return self.o_proj(self.attend(query, key, value).reshape(batch, length, -1))
 
 
 class SwiGLU(nn.Module):
     """Gated MLP [..., size] -> [..., size] (Shazeer 2020), 2/3 * expansion * size wide, in multiples of 256."""
 
-    def __init__(self, size: int, expansion: float):
+    def __init__(self, size: int, expansion: float, kernels: Kernels = PLAIN):
         super().__init__()
+        self.fused = kernels.gated_mlp
         inner = 256 * math.ceil(round(expansion * size * 2 / 3) / 256)
         self.gate_up_proj = CastedLinear(size, 2 * inner, bias=False)
         self.down_proj = CastedLinear(inner, size, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
+        if self.fused is not None:
+            return self.fused(x, self.gate_up_proj.weight, self.down_proj.weight)
         gate, up = self.gate_up_proj(x).chunk(2, dim=-1)
         return self.down_proj(F.silu(gate) * up)
 
@@ -122,8 +130,8 @@ class Block(nn.Module):
     """Post-norm block over x [batch, length, hidden]: mix the tokens, then the channels.
 
     With `mlp_length` the tokens are mixed by an MLP over that many positions instead of by attention
-    (TRM paper, section 4.5); its residual is then normalised over the positions, as published. With `fused` that half
-    is one Triton kernel, `models.kernels.token_mixing`.
+    (TRM paper, section 4.5); its residual is then normalised over the positions, as published. `kernels` take the place
+    of parts of it.
     """
 
     def __init__(
@@ -133,30 +141,27 @@ class Block(nn.Module):
         expansion: float,
         eps: float,
         mlp_length: int | None = None,
-        fused: bool = False,
+        kernels: Kernels = PLAIN,
     ):
         super().__init__()
         self.eps = eps
+        self.kernels = kernels
         if mlp_length is None:
-            self.self_attn = Attention(hidden_size, num_heads)
+            self.self_attn = Attention(hidden_size, num_heads, kernels)
         else:
             self.mlp_t = SwiGLU(mlp_length, expansion)
         self.mixes_by_mlp = mlp_length is not None
-        self.fused = None
-        if fused and self.mixes_by_mlp:
-            from models.kernels.token_mixing import mix_tokens  # here, because Triton is there on GPUs only
-
-            self.fused = mix_tokens
-        self.mlp = SwiGLU(hidden_size, expansion)
+        self.mlp = SwiGLU(hidden_size, expansion, kernels)
 
     def forward(self, x: Tensor, cos_sin: CosSin | None) -> Tensor:
-        if self.fused is not None:
-            x = self.fused(x, self.mlp_t.gate_up_proj.weight, self.mlp_t.down_proj.weight, self.eps)
-        elif self.mixes_by_mlp:
+        if not self.mixes_by_mlp:
+            x = rms_norm(x + self.self_attn(x, cos_sin), self.eps)
+        elif self.kernels.mix_tokens is not None:
+            weights = self.mlp_t.gate_up_proj.weight, self.mlp_t.down_proj.weight
+            x = self.kernels.mix_tokens(x, *weights, self.eps)
+        else:
             x = x.transpose(1, 2)
             x = rms_norm(x + self.mlp_t(x), self.eps).transpose(1, 2)
-        else:
-            x = rms_norm(x + self.self_attn(x, cos_sin), self.eps)
         return rms_norm(x + self.mlp(x), self.eps)
 
 

@@ -69,7 +69,8 @@ CONFIDENCES = {"stablemax_cross_entropy": stablemax_confidence, "softmax_cross_e
 class ACTLossHead(nn.Module):
     """An ACT model and its loss: ``model(carry=, batch=, return_keys=) -> (carry, loss, metrics, preds, all_finish)``.
 
-    `loss` is summed over the rows: the mean token loss of each row, plus half the halting losses.
+    `loss` is summed over the rows: the mean token loss of each row, plus half the halting losses, plus what the
+    architecture itself adds (`ACTModel.auxiliary`).
     `metrics` are sums too; those of accuracy run over the `count` rows that halted at this step and have labels.
     Rows without any label (padding) count nowhere, in the halting losses neither.
     """
@@ -102,8 +103,9 @@ class ACTLossHead(nn.Module):
         solved = correct.sum(-1) == counts
 
         lm_loss = (self.loss_fn(logits, labels) / divisor.unsqueeze(-1)).sum()
-        q_halt_loss = _halting_loss(outputs["q_halt_logits"], solved, has_labels)
-        loss = lm_loss + 0.5 * q_halt_loss
+        q_halt_loss = halting_loss(outputs["q_halt_logits"], solved, has_labels)
+        added, added_metrics = self.model.auxiliary(outputs, labels, self.loss_fn)
+        loss = lm_loss + 0.5 * q_halt_loss + added
 
         finished = carry.halted & has_labels
         metrics = {
@@ -114,9 +116,10 @@ class ACTLossHead(nn.Module):
             "steps": torch.where(finished, carry.steps, 0).sum(),
             "lm_loss": lm_loss.detach(),
             "q_halt_loss": q_halt_loss.detach(),
+            **added_metrics,
         }
         if "target_q_continue" in outputs:
-            q_continue_loss = _halting_loss(outputs["q_continue_logits"], outputs["target_q_continue"], has_labels)
+            q_continue_loss = halting_loss(outputs["q_continue_logits"], outputs["target_q_continue"], has_labels)
             loss = loss + 0.5 * q_continue_loss
             metrics["q_continue_loss"] = q_continue_loss.detach()
 
@@ -126,7 +129,7 @@ class ACTLossHead(nn.Module):
         return carry, loss, metrics, preds, carry.halted.all()
 
 
-def _halting_loss(logits: Tensor, target: Tensor, has_labels: Tensor) -> Tensor:
-    """Binary cross entropy summed over the rows with labels, in fp32."""
+def halting_loss(logits: Tensor, target: Tensor, has_labels: Tensor) -> Tensor:
+    """Binary cross entropy of logits [batch] against what is true, summed over the rows with labels, in fp32."""
     per_row = F.binary_cross_entropy_with_logits(logits, target.to(logits.dtype), reduction="none")
     return torch.where(has_labels, per_row, 0).sum()

@@ -63,19 +63,17 @@ class StudentInner(nn.Module):
     def reset_carry(self, reset_flag: Tensor, carry: Any) -> Any:
         return self.teacher.reset_carry(reset_flag, carry)
 
-    def forward(
-        self, carry: Any, batch: dict[str, Tensor], all_h_cycles: None = None
-    ) -> tuple[Any, Tensor, tuple[Tensor, Tensor]]:
+    def forward(self, carry: Any, batch: dict[str, Tensor], all_h_cycles: None = None) -> tuple[Any, dict[str, Tensor]]:
         """One ACT step; `batch` holds ``steps`` int32 [B] too, the ACT steps that each row has behind it."""
         if self.rows == "jump":
             carry = self._jump_or_step(carry, batch)
         else:
-            x = self.teacher.input_embeddings(batch["inputs"], batch["puzzle_identifiers"])
+            carry, x, _ = self.teacher.prepare(carry, batch)
             key = row_keys(batch["inputs"])
             cycle = self._cycle_of_updates if self.rows == "layer" else self._cycle
             for h_cycle in range(self.teacher.config.H_cycles):
                 carry = cycle(carry, x, key, h_cycle)
-        return carry, *self.teacher.read_out(carry)
+        return carry, self.teacher.read_out(carry)
 
     def _cycle_of_updates(self, carry: Any, x: Tensor, key: Tensor, h_cycle: int) -> Any:
         updates = self.teacher.config.L_cycles
@@ -83,30 +81,33 @@ class StudentInner(nn.Module):
         key = key + h_cycle * (updates + 1) * KEY_STRIDE
         for position in range(updates):
             z_L = self._updated((z_L, z_H, x), 0, key + position * KEY_STRIDE)
-        return self.teacher.carry_class(
-            z_H=self._updated((z_H, z_L, torch.zeros_like(x)), 1, key + updates * KEY_STRIDE), z_L=z_L
-        )
+        z_H = self._updated((z_H, z_L, torch.zeros_like(x)), 1, key + updates * KEY_STRIDE)
+        return replace(carry, z_H=z_H, z_L=z_L)
 
     def _updated(self, conditions: tuple[Tensor, ...], kind: int, key: Tensor) -> Tensor:
         return self.sample(conditions, torch.full_like(key, kind), key)[:, 0].to(conditions[0].dtype)
 
     def _cycle(self, carry: Any, x: Tensor, key: Tensor, h_cycle: int) -> Any:
         blocks = self.sample((x, carry.z_H, carry.z_L), None, key + h_cycle * KEY_STRIDE).to(x.dtype)
-        return self.teacher.carry_class(z_H=blocks[:, -1], z_L=blocks[:, -2])
+        return replace(carry, z_H=blocks[:, -1], z_L=blocks[:, -2])
 
     def _jump_or_step(self, carry: Any, batch: dict[str, Tensor]) -> Any:
         """Rows that have `jump_at` ACT steps behind them jump, the others take the teacher's step."""
         jumping = batch["steps"] == self.jump_at
         if not jumping.any():
             return self._step(carry, batch)
-        x = self.teacher.input_embeddings(batch["inputs"], batch["puzzle_identifiers"])
-        blocks = self.sample((x, carry.z_H, carry.z_L), None, row_keys(batch["inputs"])).to(x.dtype)
-        jumped = self.teacher.carry_class(z_H=blocks[:, 0], z_L=blocks[:, 1])
+        before, x, _ = self.teacher.prepare(carry, batch)
+        blocks = self.sample((x, before.z_H, before.z_L), None, row_keys(batch["inputs"])).to(x.dtype)
+        jumped = replace(before, z_H=blocks[:, 0], z_L=blocks[:, 1])
         if jumping.all():
             return jumped
-        stepped, flag = self._step(carry, batch), jumping.view(-1, 1, 1)
-        return self.teacher.carry_class(
-            z_H=torch.where(flag, jumped.z_H, stepped.z_H), z_L=torch.where(flag, jumped.z_L, stepped.z_L)
+        stepped = vars(self._step(carry, batch))
+        return replace(
+            jumped,
+            **{
+                name: torch.where(jumping.view(-1, *[1] * (value.ndim - 1)), value, stepped[name])
+                for name, value in vars(jumped).items()
+            },
         )
 
     def _step(self, carry: Any, batch: dict[str, Tensor]) -> Any:

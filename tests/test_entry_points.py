@@ -13,8 +13,10 @@ import diffusion_train
 import evaluate
 import pretrain
 from scripts import export_checkpoint
-from tests.training.runs import TRM, build_small_arc, build_sudoku_4x4, overrides, records, whole_state
+from tests.training.runs import COARSE_TO_FINE, TRM, build_small_arc, build_sudoku_4x4, overrides, records, whole_state
+from training.checkpoint import load_checkpoint
 from training.cli import run_cli
+from training.config import config_groups
 
 
 @pytest.fixture(scope="module")
@@ -34,14 +36,18 @@ def figures(path: Path) -> dict[str, float]:
     return json.loads((path / "metrics.json").read_text())["figures"]
 
 
-@pytest.mark.parametrize("arch", ["trm", "trm_singlez", "trm_hier6", "hrm", "transformers_baseline"])
-def test_every_architecture_trains_saves_and_evaluates(arch: str, folder: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("arch", config_groups("cfg_pretrain")["arch"])
+def test_every_architecture_trains_saves_evaluates_and_is_exported(arch: str, folder: Path, tmp_path: Path) -> None:
     data = [f"data_paths=[{folder / 'sudoku'}]", f"checkpoint_path={tmp_path / 'run'}", "device=cpu", "max_steps=3"]
     assert run_cli(pretrain.main, ["experiment=smoke", f"arch={arch}", *data]) == 0
     assert run_cli(evaluate.main, [f"checkpoint={tmp_path / 'run'}", "device=cpu", "eval_batch_size=7"]) == 0
     found = figures(tmp_path / "run/evaluations/step_3")
     assert found["all/exact_accuracy"] == found["Sudoku/exact"] and found["all/rows"] > 0
     assert found["all/accuracy"] == pytest.approx(records(tmp_path / "run", "eval/all/accuracy")[3], abs=1e-6)
+    assert run_cli(export_checkpoint.main, [str(tmp_path / "run"), str(tmp_path / "weights.pt")]) == 0
+    exported = torch.load(tmp_path / "weights.pt", weights_only=True)
+    saved = load_checkpoint(tmp_path / "run/checkpoints/step_3", groups=["model"]).groups["model"]
+    assert set(exported) == set(saved) and all(torch.equal(exported[name], saved[name]) for name in saved)
 
 
 def test_original_weights_come_and_go(folder: Path, tmp_path: Path) -> None:
@@ -147,6 +153,17 @@ def test_a_subset_of_the_puzzles_is_evaluated_on_its_own_tasks(folder: Path, tmp
     command = overrides(TRM, folder / "arc", tmp_path / "run", "max_steps=2", "max_train_puzzles=3")
     assert run_cli(pretrain.main, command) == 0
     assert records(tmp_path / "run", "eval/ARC/tasks") == {2: 3.0}
+
+
+def test_a_head_learns_from_a_coarse_to_fine_teacher(folder: Path, tmp_path: Path) -> None:
+    teacher = overrides(COARSE_TO_FINE, folder / "sudoku", tmp_path / "teacher", "max_steps=2")
+    assert run_cli(pretrain.main, teacher) == 0
+    command = ["experiment=diffusion_smoke", f"checkpoint={tmp_path / 'teacher'}", "device=cpu", "max_steps=2"]
+    command += ["diffusion.num_layers=2", "harvest.ring_gib=0.002", "sampler.steps=[1]"]
+    assert run_cli(diffusion_train.main, [*command, f"checkpoint_path={tmp_path / 'head'}"]) == 0
+    out = [f"output_dir={tmp_path / 'out'}", "device=cpu", "diffusion.puzzles=8"]
+    assert run_cli(evaluate.main, [f"checkpoint={tmp_path / 'head'}", *out]) == 0
+    assert (tmp_path / "out/diffusion.json").exists()
 
 
 @pytest.mark.parametrize(("head", "teacher"), [("diffusion_916", "sudoku"), ("d9160_jump", "arc")])

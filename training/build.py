@@ -16,6 +16,9 @@ from models.losses import ACTLossHead
 from training.cli import warn
 from training.config_schema import ArchConfig
 
+# With and without gradients, for each level of a coarse-to-fine model and for evaluations: more than torch allows.
+GRAPHS_OF_A_LEVEL = 64
+
 
 def model_config(
     arch: ArchConfig, metadata: PuzzleDatasetMetadata, batch_size: int, device: torch.device
@@ -29,8 +32,10 @@ def model_config(
     }
     if settings.get("forward_dtype") == "auto":
         settings["forward_dtype"] = "bfloat16" if device.type == "cuda" else "float32"
-    if settings.get("kernels") == "triton" and device.type != "cuda" and not os.environ.get("TRITON_INTERPRET"):
-        warn(f"arch.kernels=triton is for GPUs: on {device.type} the plain path computes the same")
+    kernels = settings.get("kernels", "torch")
+    if kernels != "torch" and device.type != "cuda" and not os.environ.get("TRITON_INTERPRET"):
+        if kernels == "triton":
+            warn(f"arch.kernels=triton is for GPUs: on {device.type} the plain path computes the same")
         settings["kernels"] = "torch"
     return settings
 
@@ -48,7 +53,10 @@ def build_model(arch: ArchConfig, config: dict[str, Any], device: torch.device, 
 
 
 def compile_levels(model: ACTLossHead) -> None:
-    """Compile the recursion's unit in place: 2 graphs to build instead of one with every cycle unrolled."""
+    """Compile the recursion's unit in place: a few graphs to build instead of one with every cycle unrolled."""
+    from torch._dynamo import config as dynamo  # here, because importing it takes a second
+
+    dynamo.recompile_limit = max(GRAPHS_OF_A_LEVEL, dynamo.recompile_limit)
     for module in model.modules():
         if isinstance(module, ReasoningModule):
             module.compile(fullgraph=True, dynamic=False)

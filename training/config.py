@@ -168,7 +168,8 @@ def _check_architecture(arch: ArchConfig, names: Sequence[str]) -> None:
     if settings.get("forward_dtype") == "auto":  # the device decides later
         settings["forward_dtype"] = "float32"
     try:
-        config_class.model_validate(settings | dict.fromkeys(DATA_KEYS, 1), strict=True)
+        stand_ins = dict.fromkeys(DATA_KEYS, 1)
+        config_class.model_validate(settings | stand_ins, strict=True, context={"before_data": True})
     except ValidationError as error:
         raise InputError(describe(error, names, prefix="arch.")) from error
 

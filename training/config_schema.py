@@ -18,6 +18,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from datasets.common import InputError
+from training.curriculum import DepthStage, check_stages
 
 # `run_name=7` is a name, although the override grammar reads a number.
 Text = Annotated[str, Field(strict=False, coerce_numbers_to_str=True, min_length=1)]
@@ -248,6 +249,8 @@ class PretrainConfig(RunConfig):
     """average the puzzle table as well"""
     freeze_weights: bool
     """train the puzzle table alone"""
+    depth_curriculum: list[DepthStage] = []
+    """cycles of a run's first steps: {until: 0.3, H_cycles: 1, L_cycles: 2}, ...; []: always those of arch"""
 
     load_checkpoint: Text | None
     """weights to start a new run from"""
@@ -271,6 +274,7 @@ class PretrainConfig(RunConfig):
             raise ValueError("freeze_weights=true would keep random weights: name trained ones with load_checkpoint")
         if self.freeze_weights and self.arch.hyperparameters.get("puzzle_emb_ndim") == 0:
             raise ValueError("freeze_weights=true with arch.puzzle_emb_ndim=0 leaves nothing to train")
+        check_stages(self.depth_curriculum, self.arch.hyperparameters)
         check_evaluators(self.evaluators)
         return self
 

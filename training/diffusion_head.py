@@ -106,6 +106,8 @@ def build_head(
     """
     process = build_process(noise)
     normalizer = LatentNormalizer.identity(LATENT_TYPES, settings["latent_size"])
+    if device.type != "cuda":
+        settings = {key: value for key, value in settings.items() if key != "kernels"}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         try:

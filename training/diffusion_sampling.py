@@ -172,5 +172,5 @@ def read_answers(teacher: Teacher, z_H: Tensor) -> tuple[Tensor, Tensor]:
     """Tokens [n, seq_len] and halting logits [n] that the teacher's frozen heads read out of z_H [n, P, D]."""
     inner = teacher.model.model.inner
     z_H = z_H.to(teacher.dtype)
-    logits, (q_halt, _) = inner.read_out(inner.carry_class(z_H=z_H, z_L=z_H))
-    return logits.argmax(-1), q_halt
+    found = inner.read_out(inner.carry_class(z_H=z_H, z_L=z_H))
+    return found["logits"].argmax(-1), found["q_halt_logits"]

@@ -66,10 +66,22 @@ def teacher_flops(teacher: ModelledTeacher) -> dict[str, float]:
 
 
 def step_flops(teacher: ModelledTeacher) -> float:
-    """Operations of a training step of a recursive model on one puzzle: all H-cycles, the last with its backward pass,
-    embeddings and read-out with theirs."""
-    one, H = teacher_flops(teacher), teacher.model.model.config.H_cycles
-    return (H - 1) * one["h_cycle"] + TRAINING_FACTOR * (one["act_step"] - (H - 1) * one["h_cycle"])
+    """Operations of a training step of any ACT model on one puzzle, its backward pass included: what has gradients
+    costs three times as much, and a second pass for the continue head counts too."""
+    taught = teacher.model.model
+    with torch.device("meta"):  # the plain path, all of whose backward passes can be counted
+        model: Any = type(taught)(taught.config.model_dump() | {"kernels": "torch"})
+    cells = torch.zeros(1, model.config.seq_len, dtype=torch.int32, device="meta")
+    batch = {"inputs": cells, "labels": cells, "puzzle_identifiers": cells[:, 0]}
+    model.train()
+    carry = model.initial_carry(batch)
+
+    def step() -> None:
+        _, outputs = model(carry=carry, batch=batch, min_halt_steps=carry.steps)
+        answers = [value for value in outputs.values() if value.requires_grad]
+        sum(answer.sum(dtype=torch.float32) for answer in answers).backward()
+
+    return forward_flops(step)
 
 
 def head_flops(head: Any) -> dict[str, float]:

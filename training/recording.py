@@ -132,8 +132,8 @@ class Recorder:
         for h, cycle in enumerate(trajectory["all_h_cycles"]):
             here = (*at, np.full_like(at[0], h))
             z_H, z_L_list = cycle["z_H"][where], [z_L[where] for z_L in cycle["z_L_list"]]
-            logits, (q_halt, _) = inner.read_out(inner.carry_class(z_H=z_H, z_L=z_L_list[-1]))
-            self._put("cycle", here, logits.argmax(-1), logits, q_halt)
+            said = inner.read_out(inner.carry_class(z_H=z_H, z_L=z_L_list[-1]))
+            self._put("cycle", here, said["logits"].argmax(-1), said["logits"], said["q_halt_logits"])
             self._buffers["z_H"][here] = _numbers(z_H)
             self._buffers["z_L"][here] = _numbers(torch.stack(z_L_list, 1) if self._depth == "layer" else z_L_list[-1])
 

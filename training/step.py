@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from training.config_schema import PretrainConfig
+from training.curriculum import at_depth
 from training.distributed import Distributed
 from training.guard import assert_finite
 from training.optim import set_learning_rates
@@ -32,16 +33,18 @@ class Setting(Protocol):
 def train_step(run: Setting, state: TrainState, batch: dict[str, Tensor]) -> dict[str, Tensor]:
     """One update on this rank's rows of the global batch; returns sums of metrics over its rows."""
     config, model, step = run.config, state.model, state.step
+    progress = step / run.schedule.total_steps
     uniform = run.dist.send(exploration(config.seed, step, config.global_batch_size, state.slots))
     totals: dict[str, Tensor] = {}
     start = 0
     for index, carry in enumerate(state.carries):
         rows = slice(start, start := start + len(carry.steps))
-        state.carries[index], loss, metrics, _, _ = model(
-            carry=carry,
-            batch={key: value[rows] for key, value in batch.items()},
-            min_halt_steps=model.model.explore(uniform[:, rows]),
-        )
+        with at_depth(model.model.inner, config.depth_curriculum, progress):
+            state.carries[index], loss, metrics, _, _ = model(
+                carry=carry,
+                batch={key: value[rows] for key, value in batch.items()},
+                min_halt_steps=model.model.explore(uniform[:, rows]),
+            )
         (loss / config.global_batch_size).backward()
         for key, value in {"loss": loss.detach(), **metrics}.items():
             totals[key] = totals[key] + value if key in totals else value

@@ -11,10 +11,12 @@ import time
 from collections.abc import Callable
 
 import torch
+import torch._dynamo.utils
 from torch.profiler import ProfilerActivity, profile
 
 # What PyTorch's dispatcher calls the attention kernels, in the order in which they are looked for.
 ATTENTION = {
+    "trm_lab::attention": "FlashAttention-4",
     "_scaled_dot_product_cudnn_attention": "cuDNN",
     "_scaled_dot_product_flash_attention": "flash",
     "_scaled_dot_product_efficient_attention": "memory-efficient",
@@ -52,6 +54,38 @@ def matmul_tflops(device: torch.device, clock: Clock, size: int) -> float:
     """What a product of two random bf16 matrices of this size reaches; it differs from card to card by some percent."""
     a, b = (torch.randn(size, size, device=device, dtype=torch.bfloat16) for _ in range(2))
     return 2 * size**3 / clock(lambda: a @ b) / 1e9
+
+
+def kernel_times(call: Callable[[], object], calls: int = 3) -> dict[str, float]:
+    """Milliseconds a call of every kernel on the GPU by name, the longest first; after `calls` calls unrecorded."""
+    for _ in range(calls):
+        call()
+    torch.cuda.synchronize()
+    with profile(activities=[ProfilerActivity.CUDA]) as record:
+        for _ in range(calls):
+            call()
+        torch.cuda.synchronize()
+    times = {event.key: event.self_device_time_total / calls / 1000 for event in record.key_averages()}
+    return dict(sorted(times.items(), key=lambda entry: -entry[1]))
+
+
+def graphs_compiled() -> int:
+    """Graphs that the compiler has built in this process so far; ones it was made to break are an error in our use."""
+    return int(torch._dynamo.utils.counters["stats"]["unique_graphs"])
+
+
+def waits_for_device(call: Callable[[], object]) -> bool:
+    """Whether the host waits for the GPU in a call."""
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        call()
+    except RuntimeError as error:
+        if "synchroniz" not in str(error):
+            raise
+        return True
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    return False
 
 
 def attention_backend(call: Callable[[], object]) -> str:

@@ -11,6 +11,7 @@ which it holds. The backward pass computes the gates again instead of keeping th
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import torch
 import triton
@@ -18,16 +19,41 @@ import triton.language as tl
 from torch import Tensor, library
 from torch.utils.flop_counter import register_flop_formula
 
-# Channels of a tile, inner features at a time, and tiles' worth of programs that share the gradients of the weights.
-CHANNELS, INNER, SPLITS = 64, 64, 32
+
+class Tiling(NamedTuple):
+    """Channels of a tile, inner features at a time, and how a program is compiled."""
+
+    channels: int
+    inner: int
+    num_warps: int
+    num_stages: int
+
+
+# The fastest of ten, seven and eleven at 768 x 97 x 512.
+FORWARD, BACKWARD_X, BACKWARD_WEIGHTS = Tiling(128, 32, 8, 3), Tiling(128, 64, 8, 2), Tiling(32, 64, 4, 3)
+# Programs that share the gradients of the weights of the same inner features: with 8 of those, two to a multiprocessor.
+SPLITS = 33
+# What the width of the MLP must be a multiple of.
+FEATURES = 64
 
 
 @triton.jit
 def _tile(row, part, P: tl.constexpr, P_PAD: tl.constexpr, D: tl.constexpr, CHANNELS: tl.constexpr):
-    """Positions, channels, what of a tile lies within the tensor, and where: [P_PAD], [CHANNELS], [P_PAD, CHANNELS]."""
+    """Channels, what of a tile lies within the tensor, and where: [CHANNELS], [P_PAD, CHANNELS] each."""
     position, channel = tl.arange(0, P_PAD), part * CHANNELS + tl.arange(0, CHANNELS)
     inside = (position < P)[:, None] & (channel < D)[None, :]
-    return position, channel, inside, row * P * D + position[:, None] * D + channel[None, :]
+    return channel, inside, row * P * D + position[:, None] * D + channel[None, :]
+
+
+@triton.jit
+def _weights(
+    gate_ptr, up_ptr, down_ptr, first, P_PAD: tl.constexpr, FEATURES: tl.constexpr, INNER: tl.constexpr
+):  # fmt: skip
+    """Of `INNER` features from `first` on: weights of gate and up, [INNER, P_PAD] each, and of down [P_PAD, INNER]."""
+    position, feature = tl.arange(0, P_PAD), first + tl.arange(0, INNER)
+    place = feature[:, None] * P_PAD + position[None, :]
+    down = tl.load(down_ptr + position[:, None] * FEATURES + feature[None, :])
+    return tl.load(gate_ptr + place), tl.load(up_ptr + place), down
 
 
 @triton.jit
@@ -39,30 +65,26 @@ def _gates_backward(gate, up, d_mixed):
 
 
 @triton.jit
-def _gate_up(x, gate_ptr, up_ptr, first, P_PAD: tl.constexpr, INNER: tl.constexpr):
-    """The gates of `INNER` features from `first` on, fp32 [INNER, channels], and the weights, each [INNER, P_PAD]."""
-    place = (first + tl.arange(0, INNER))[:, None] * P_PAD + tl.arange(0, P_PAD)[None, :]
-    weight_g, weight_u = tl.load(gate_ptr + place), tl.load(up_ptr + place)
-    return tl.dot(weight_g, x, input_precision="ieee"), tl.dot(weight_u, x, input_precision="ieee"), weight_g, weight_u
-
-
-@triton.jit
 def _forward(
     x_ptr, gate_ptr, up_ptr, down_ptr, y_ptr, scale_ptr, eps,
     P: tl.constexpr, P_PAD: tl.constexpr, D: tl.constexpr, FEATURES: tl.constexpr,
     CHANNELS: tl.constexpr, INNER: tl.constexpr,
 ):  # fmt: skip
     row, part = tl.program_id(0).to(tl.int64), tl.program_id(1)
-    position, channel, inside, place = _tile(row, part, P, P_PAD, D, CHANNELS)
+    channel, inside, place = _tile(row, part, P, P_PAD, D, CHANNELS)
     x = tl.load(x_ptr + place, mask=inside, other=0.0)
-    total = x.to(tl.float32)
+    # Channels come first, so that what the gates give stays in registers for the second product.
+    turned = tl.trans(x)
+    total = turned.to(tl.float32)
     for first in range(0, FEATURES, INNER):
-        gate, up, _, _ = _gate_up(x, gate_ptr, up_ptr, first, P_PAD, INNER)
+        weight_g, weight_u, down = _weights(gate_ptr, up_ptr, down_ptr, first, P_PAD, FEATURES, INNER)
+        gate = tl.dot(turned, tl.trans(weight_g), input_precision="ieee")
+        up = tl.dot(turned, tl.trans(weight_u), input_precision="ieee")
         mixed = gate * tl.sigmoid(gate) * up
-        down = tl.load(down_ptr + position[:, None] * FEATURES + (first + tl.arange(0, INNER))[None, :])
-        total += tl.dot(down, mixed.to(x.dtype), input_precision="ieee")
-    scale = 1 / tl.sqrt(tl.sum(tl.where(inside, total * total, 0.0), axis=0) / P + eps)
-    tl.store(y_ptr + place, (total * scale[None, :]).to(x.dtype), mask=inside)
+        total = tl.dot(mixed.to(x.dtype), tl.trans(down), total, input_precision="ieee")
+    # What is padded has zero weights, and so adds nothing.
+    scale = 1 / tl.sqrt(tl.sum(total * total, axis=1) / P + eps)
+    tl.store(y_ptr + place, tl.trans((total * scale[:, None]).to(x.dtype)), mask=inside)
     tl.store(scale_ptr + row * D + channel, scale, mask=channel < D)
 
 
@@ -74,22 +96,25 @@ def _backward_x(
 ):  # fmt: skip
     """Gradients of the sum before the norm, in the dtype of x, and of x."""
     row, part = tl.program_id(0).to(tl.int64), tl.program_id(1)
-    position, channel, inside, place = _tile(row, part, P, P_PAD, D, CHANNELS)
-    x = tl.load(x_ptr + place, mask=inside, other=0.0)
+    channel, inside, place = _tile(row, part, P, P_PAD, D, CHANNELS)
     y = tl.load(y_ptr + place, mask=inside, other=0.0).to(tl.float32)
     dy = tl.load(dy_ptr + place, mask=inside, other=0.0).to(tl.float32)
     scale = tl.load(scale_ptr + row * D + channel, mask=channel < D, other=0.0)
-    dx = scale[None, :] * (dy - y * (tl.sum(dy * y, axis=0) / P)[None, :])
-    d_total = dx.to(x.dtype)
+    d_sum = scale[None, :] * (dy - y * (tl.sum(dy * y, axis=0) / P)[None, :])
+    x = tl.load(x_ptr + place, mask=inside, other=0.0)
+    d_total = d_sum.to(x.dtype)
     tl.store(total_ptr + place, d_total, mask=inside)
+    turned, d_turned = tl.trans(x), tl.trans(d_total)
+    dx = tl.trans(d_sum)
     for first in range(0, FEATURES, INNER):
-        gate, up, weight_g, weight_u = _gate_up(x, gate_ptr, up_ptr, first, P_PAD, INNER)
-        down = tl.load(down_ptr + position[:, None] * FEATURES + (first + tl.arange(0, INNER))[None, :])
-        d_mixed = tl.dot(tl.trans(down), d_total, input_precision="ieee")
+        weight_g, weight_u, down = _weights(gate_ptr, up_ptr, down_ptr, first, P_PAD, FEATURES, INNER)
+        gate = tl.dot(turned, tl.trans(weight_g), input_precision="ieee")
+        up = tl.dot(turned, tl.trans(weight_u), input_precision="ieee")
+        d_mixed = tl.dot(d_turned, down, input_precision="ieee")
         _, d_gate, d_up = _gates_backward(gate, up, d_mixed)
-        dx += tl.dot(tl.trans(weight_g), d_gate.to(x.dtype), input_precision="ieee")
-        dx += tl.dot(tl.trans(weight_u), d_up.to(x.dtype), input_precision="ieee")
-    tl.store(dx_ptr + place, dx.to(x.dtype), mask=inside)
+        dx = tl.dot(d_gate.to(x.dtype), weight_g, dx, input_precision="ieee")
+        dx = tl.dot(d_up.to(x.dtype), weight_u, dx, input_precision="ieee")
+    tl.store(dx_ptr + place, tl.trans(dx).to(x.dtype), mask=inside)
 
 
 @triton.jit
@@ -101,33 +126,42 @@ def _backward_weights(
     """Gradients of `INNER` features' weights, summed over every `SPLITS`-th tile: fp32 [SPLITS, I, P_PAD] each."""
     first, split = tl.program_id(0) * INNER, tl.program_id(1)
     position, feature = tl.arange(0, P_PAD), first + tl.arange(0, INNER)
-    down = tl.load(down_ptr + position[:, None] * FEATURES + feature[None, :])
+    weight_g, weight_u, down = _weights(gate_ptr, up_ptr, down_ptr, first, P_PAD, FEATURES, INNER)
     sum_g = tl.zeros((INNER, P_PAD), tl.float32)
     sum_u = tl.zeros((INNER, P_PAD), tl.float32)
     sum_d = tl.zeros((INNER, P_PAD), tl.float32)
     parts: tl.constexpr = (D + CHANNELS - 1) // CHANNELS
     for tile in range(split, tiles, tl.num_programs(1)):
         row = tl.full((), tile // parts, tl.int64)
-        _, _, inside, place = _tile(row, tile % parts, P, P_PAD, D, CHANNELS)
+        _, inside, place = _tile(row, tile % parts, P, P_PAD, D, CHANNELS)
         x = tl.load(x_ptr + place, mask=inside, other=0.0)
         d_total = tl.load(total_ptr + place, mask=inside, other=0.0)
-        gate, up, _, _ = _gate_up(x, gate_ptr, up_ptr, first, P_PAD, INNER)
+        gate = tl.dot(weight_g, x, input_precision="ieee")
+        up = tl.dot(weight_u, x, input_precision="ieee")
         d_mixed = tl.dot(tl.trans(down), d_total, input_precision="ieee")
         mixed, d_gate, d_up = _gates_backward(gate, up, d_mixed)
-        sum_g += tl.dot(d_gate.to(x.dtype), tl.trans(x), input_precision="ieee")
-        sum_u += tl.dot(d_up.to(x.dtype), tl.trans(x), input_precision="ieee")
-        sum_d += tl.dot(mixed.to(x.dtype), tl.trans(d_total), input_precision="ieee")
+        sum_g = tl.dot(d_gate.to(x.dtype), tl.trans(x), sum_g, input_precision="ieee")
+        sum_u = tl.dot(d_up.to(x.dtype), tl.trans(x), sum_u, input_precision="ieee")
+        sum_d = tl.dot(mixed.to(x.dtype), tl.trans(d_total), sum_d, input_precision="ieee")
     place = split * FEATURES * P_PAD + feature[:, None] * P_PAD + position[None, :]
     tl.store(d_gate_ptr + place, sum_g)
     tl.store(d_up_ptr + place, sum_u)
     tl.store(d_down_ptr + place, sum_d)
 
 
-def _sizes(x: Tensor, down: Tensor) -> dict[str, int]:
-    """What the kernels are compiled for. A tile has all positions, in a power of two that matrix units take."""
-    _, P, D = x.shape
-    P_PAD = max(16, triton.next_power_of_2(P))
-    return {"P": P, "P_PAD": P_PAD, "D": D, "FEATURES": down.shape[1], "CHANNELS": CHANNELS, "INNER": INNER}
+def _sizes(x: Tensor, down: Tensor, tiling: Tiling) -> dict[str, int]:
+    """What a kernel is compiled for. A tile has all positions, in a power of two that matrix units take."""
+    sizes = {"P": x.shape[1], "P_PAD": _positions(x), "D": x.shape[2], "FEATURES": down.shape[1]}
+    return sizes | {
+        "CHANNELS": tiling.channels,
+        "INNER": tiling.inner,
+        "num_warps": tiling.num_warps,
+        "num_stages": tiling.num_stages,
+    }
+
+
+def _positions(x: Tensor) -> int:
+    return max(16, triton.next_power_of_2(x.shape[1]))
 
 
 def _padded(gate_up: Tensor, down: Tensor, dtype: torch.dtype, P_PAD: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -139,10 +173,11 @@ def _padded(gate_up: Tensor, down: Tensor, dtype: torch.dtype, P_PAD: int) -> tu
 
 @library.custom_op("trm_lab::mix_tokens", mutates_args=())
 def _mix(x: Tensor, gate_up: Tensor, down: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    x, sizes = x.contiguous(), _sizes(x, down)
+    x = x.contiguous()
     y, scale = torch.empty_like(x), x.new_empty((x.shape[0], x.shape[2]), dtype=torch.float32)
-    weights = _padded(gate_up, down, x.dtype, sizes["P_PAD"])
-    _forward[(x.shape[0], math.ceil(x.shape[2] / CHANNELS))](x, *weights, y, scale, eps, **sizes)
+    weights = _padded(gate_up, down, x.dtype, _positions(x))
+    grid = (x.shape[0], math.ceil(x.shape[2] / FORWARD.channels))
+    _forward[grid](x, *weights, y, scale, eps, **_sizes(x, down, FORWARD))
     return y, scale
 
 
@@ -164,17 +199,17 @@ def _(x: Tensor, gate_up: Tensor, down: Tensor, eps: float) -> tuple[Tensor, Ten
 def _mix_backward(
     x: Tensor, gate_up: Tensor, down: Tensor, y: Tensor, scale: Tensor, dy: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    x, dy, sizes = x.contiguous(), dy.contiguous(), _sizes(x, down)
-    inner, P, P_PAD = sizes["FEATURES"], sizes["P"], sizes["P_PAD"]
-    weights = _padded(gate_up, down, x.dtype, P_PAD)
+    x, dy, features = x.contiguous(), dy.contiguous(), down.shape[1]
+    weights = _padded(gate_up, down, x.dtype, _positions(x))
     d_total, dx = torch.empty_like(x), torch.empty_like(x)
-    parts = math.ceil(x.shape[2] / CHANNELS)
-    _backward_x[(x.shape[0], parts)](x, *weights, y, scale, dy, d_total, dx, **sizes)
-    tiles = x.shape[0] * parts
+    grid = (x.shape[0], math.ceil(x.shape[2] / BACKWARD_X.channels))
+    _backward_x[grid](x, *weights, y, scale, dy, d_total, dx, **_sizes(x, down, BACKWARD_X))
+    tiles = x.shape[0] * math.ceil(x.shape[2] / BACKWARD_WEIGHTS.channels)
     splits = min(SPLITS, tiles)
-    sums = x.new_empty((3, splits, inner, P_PAD), dtype=torch.float32)
-    _backward_weights[(inner // INNER, splits)](x, *weights, d_total, *sums, tiles, **sizes)
-    d_gate, d_up, d_down = sums.sum(1)[..., :P]
+    sums = x.new_empty((3, splits, features, _positions(x)), dtype=torch.float32)
+    sizes = _sizes(x, down, BACKWARD_WEIGHTS)
+    _backward_weights[features // BACKWARD_WEIGHTS.inner, splits](x, *weights, d_total, *sums, tiles, **sizes)
+    d_gate, d_up, d_down = sums.sum(1)[..., : x.shape[1]]
     return dx, torch.cat((d_gate, d_up)).to(gate_up.dtype), d_down.T.to(down.dtype).contiguous()
 
 
@@ -201,6 +236,6 @@ def mix_tokens(x: Tensor, gate_up: Tensor, down: Tensor, eps: float) -> Tensor:
     Products accumulate in fp32, and nothing is rounded between the second product and the norm's result. ValueError
     where I is no multiple of 64.
     """
-    if down.shape[1] % INNER:
-        raise ValueError(f"the MLP has {down.shape[1]} inner features: the kernel takes multiples of {INNER}")
+    if down.shape[1] % FEATURES:
+        raise ValueError(f"the MLP has {down.shape[1]} inner features: the kernel takes multiples of {FEATURES}")
     return _mix(x, gate_up, down, eps)[0]

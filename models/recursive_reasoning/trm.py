@@ -7,14 +7,14 @@ both roles. ``H_layers > 0`` builds a second network for z_H instead, at twice t
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from pydantic import Field
 from torch import Tensor
 
 from models.act import ACTCarry, ACTConfig, ACTModel
 from models.inner import RecursiveInner
-from models.layers import CosSin
+from models.layers import CosSin, ReasoningModule
 
 
 class TinyRecursiveReasoningModel_ACTV1Config(ACTConfig):
@@ -33,6 +33,25 @@ class TinyRecursiveReasoningModel_ACTV1InnerCarry:
     z_L: Tensor
 
 
+def refine(
+    carry: TinyRecursiveReasoningModel_ACTV1InnerCarry,
+    x: Tensor,
+    cos_sin: CosSin | None,
+    networks: tuple[ReasoningModule, ReasoningModule],
+    L_cycles: int,
+    z_L_list: list[Tensor] | None = None,
+) -> TinyRecursiveReasoningModel_ACTV1InnerCarry:
+    """One H-cycle by the `networks` for z_L and for z_H; every new z_L is appended to `z_L_list`, detached."""
+    L_level, H_level = networks
+    z_H, z_L = carry.z_H, carry.z_L
+    injection = z_H + x
+    for _ in range(L_cycles):
+        z_L = L_level(z_L, injection, cos_sin)
+        if z_L_list is not None:
+            z_L_list.append(z_L.detach())
+    return replace(carry, z_H=H_level(z_H, z_L, cos_sin), z_L=z_L)
+
+
 class TinyRecursiveReasoningModel_ACTV1Carry(ACTCarry):
     """The ACT carry around z_H and z_L."""
 
@@ -46,6 +65,11 @@ class TinyRecursiveReasoningModel_ACTV1_Inner(RecursiveInner):
         if config.H_layers > 0:
             self.H_level = self.build_level(config.H_layers)
 
+    @property
+    def networks(self) -> tuple[ReasoningModule, ReasoningModule]:
+        """The network that updates z_L and the one that updates z_H: the same unless H_layers says otherwise."""
+        return self.L_level, self.H_level if self.config.H_layers > 0 else self.L_level
+
     def cycle(
         self,
         carry: TinyRecursiveReasoningModel_ACTV1InnerCarry,
@@ -53,13 +77,7 @@ class TinyRecursiveReasoningModel_ACTV1_Inner(RecursiveInner):
         cos_sin: CosSin | None,
         z_L_list: list[Tensor] | None = None,
     ):
-        z_H, z_L = carry.z_H, carry.z_L
-        for _ in range(self.config.L_cycles):
-            z_L = self.L_level(z_L, z_H + x, cos_sin)
-            if z_L_list is not None:
-                z_L_list.append(z_L.detach())
-        answer_level = self.H_level if self.config.H_layers > 0 else self.L_level
-        return self.carry_class(answer_level(z_H, z_L, cos_sin), z_L)
+        return refine(carry, x, cos_sin, self.networks, self.config.L_cycles, z_L_list)
 
 
 class TinyRecursiveReasoningModel_ACTV1(ACTModel):

@@ -69,7 +69,17 @@ def test_solutions_are_exact_and_valid() -> None:
         # All digits of the first puzzle are equally rare, so 1 fills 12 blanks: 3 right. The rarest of the
         # second are 1 and 2, so 1 fills 4 blanks: 2 right. The clues are 4 and 12.
         "Sudoku/copy_baseline": (4 + 3 + 12 + 2) / 32,
+        "Sudoku/copy_baseline_exact": 0,
     }
+
+
+def test_a_puzzle_with_one_blank_is_solved_by_filling_in() -> None:
+    solved = Sudoku("nowhere", metadata())
+    solved.begin_eval()
+    almost = np.where(np.arange(16) == 5, 0, SOLUTIONS)
+    solved.update_batch(batch([0, 1]) | {"inputs": almost + 1}, {"preds": SOLUTIONS + 1})
+    result = solved.result(None)
+    assert result is not None and result["Sudoku/copy_baseline_exact"] == 1
 
 
 def test_one_wrong_blank() -> None:

@@ -18,6 +18,7 @@ ARCHITECTURES = {
     "trm_hier6": "recursive_reasoning.trm_hier6@TinyRecursiveReasoningModel_ACTV1",
     "hrm": "recursive_reasoning.hrm@HierarchicalReasoningModel_ACTV1",
     "transformers_baseline": "recursive_reasoning.transformers_baseline@Model_ACTV2",
+    "trm_hierarchical_diffusion": "recursive_reasoning.trm_hierarchical_diffusion@TRMHierarchicalDiffusion",
 }
 SMALL = {
     "batch_size": 4,

@@ -23,7 +23,7 @@ from training.same_run import IDENTITY, _check_settings
 
 ON_GPU = torch.cuda.is_available()
 pytest.importorskip("triton", reason="needs Triton")
-from models.kernels import token_mixing  # noqa: E402
+from models.kernels import PLAIN, Kernels, token_mixing  # noqa: E402
 from models.kernels.token_mixing import mix_tokens  # noqa: E402
 
 DEVICE = "cuda" if ON_GPU else "cpu"
@@ -117,7 +117,7 @@ def test_sums_of_weight_gradients_do_not_depend_on_the_number_of_programs(monkey
 def test_a_block_and_a_compiled_block_may_use_it() -> None:
     """With the same weights under the same names; tracing sees one operation, forwards and backwards."""
     plain_block, x = block_and_input(2, 18, 64, torch.float32)
-    block = Block(64, 1, 4, EPS, mlp_length=18, fused=True).to(DEVICE)
+    block = Block(64, 1, 4, EPS, mlp_length=18, kernels=Kernels(mix_tokens)).to(DEVICE)
     block.load_state_dict(plain_block.state_dict())
     along = torch.ones_like(x)
     expected = results(lambda z, b: b(z, None), x, plain_block, along)
@@ -162,8 +162,8 @@ def test_widths_that_do_not_fit_are_refused() -> None:
 
 def test_its_operations_are_counted_as_those_of_the_plain_path() -> None:
     counts = []
-    for fused in (False, True):
-        block = Block(64, 1, 4, EPS, mlp_length=97, fused=fused).to("meta")
+    for kernels in (PLAIN, Kernels(mix_tokens)):
+        block = Block(64, 1, 4, EPS, mlp_length=97, kernels=kernels).to("meta")
         with torch.no_grad():
             counts.append(forward_flops(block, torch.empty(3, 97, 64, device="meta"), None))
     assert counts[0] == counts[1] > 2 * 3 * 64 * 97 * 3 * 512

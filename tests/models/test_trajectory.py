@@ -16,6 +16,7 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "trm mlp": ("trm", {"H_cycles": 2, "L_cycles": 2, "mlp_t": True, "pos_encodings": "none"}),
     "trm two levels": ("trm", {"H_cycles": 2, "L_cycles": 3, "H_layers": 1}),
     "hrm": ("hrm", {"H_cycles": 2, "L_cycles": 3, "H_layers": 1, "L_layers": 1}),
+    "coarse to fine": ("trm_hierarchical_diffusion", {"H_cycles": 2, "L_cycles": 2}),
 }
 
 
@@ -25,6 +26,8 @@ def make(variant: str) -> ACTLossHead:
     with torch.no_grad():  # an untrained table is zero, an untrained halting head says nothing
         model.model.puzzle_emb.weights.normal_()
         model.model.inner.q_head.weight.normal_()
+        if arch == "trm_hierarchical_diffusion":  # untrained levels tell each other nothing
+            model.model.inner.up.weight.normal_()
     return model
 
 
@@ -63,6 +66,7 @@ def test_the_record_is_what_the_levels_returned(variant: str) -> None:
     returned: list[Tensor] = []
     for level in {inner.L_level, getattr(inner, "H_level", inner.L_level)}:
         level.register_forward_hook(lambda _module, _inputs, output: returned.append(output))
+    finest = config.latent_length
     batch = make_batch()
     carry = model.initial_carry(batch)
     for _ in range(2):
@@ -70,19 +74,19 @@ def test_the_record_is_what_the_levels_returned(variant: str) -> None:
         before = carry
         carry, outputs = model.model(carry=carry, batch=batch, store_diffusion_trajectory=True)
         cycles = outputs["trajectory"]["all_h_cycles"]
+        of_finest = [output for output in returned if output.shape[1] == finest]
         recorded = [z for cycle in cycles for z in (*cycle["z_L_list"], cycle["z_H"])]
         assert len(cycles) == config.H_cycles
-        assert len(recorded) == len(returned) == config.H_cycles * (config.L_cycles + 1)
-        for z, output in zip(recorded, returned, strict=True):
+        assert len(recorded) == len(of_finest) == config.H_cycles * (config.L_cycles + 1)
+        for z, output in zip(recorded, of_finest, strict=True):
             assert z.data_ptr() == output.data_ptr() and torch.equal(z, output)  # by reference, not a copy
             assert not z.requires_grad
-        x = inner.input_embeddings(carry.current_data["inputs"], carry.current_data["puzzle_identifiers"])
-        assert torch.equal(cycles[0]["input_embeddings"], x)
+        initial = inner.reset_carry(before.halted, before.inner_carry)
+        assert torch.equal(cycles[0]["input_embeddings"], inner.prepare(initial, carry.current_data)[1])
         assert all(cycle["input_embeddings"] is cycles[0]["input_embeddings"] for cycle in cycles)
         assert torch.equal(cycles[-1]["z_H"], carry.inner_carry.z_H)
         assert torch.equal(cycles[-1]["z_L_list"][-1], carry.inner_carry.z_L)
         assert outputs["trajectory"]["steps"] is carry.steps
-        initial = inner.reset_carry(before.halted, before.inner_carry)
         assert torch.equal(outputs["trajectory"]["initial_z_H"], initial.z_H)
         assert torch.equal(outputs["trajectory"]["initial_z_L"], initial.z_L)
 
@@ -126,6 +130,6 @@ def test_read_out_is_what_the_forward_pass_reads() -> None:
     model = make("trm attention").eval().model
     batch = make_batch()
     carry, outputs = model(carry=model.initial_carry(batch), batch=batch)
-    logits, (q_halt, q_continue) = model.inner.read_out(carry.inner_carry)
-    assert torch.equal(logits, outputs["logits"]) and logits.shape == (4, 9, 6)
-    assert torch.equal(q_halt, outputs["q_halt_logits"]) and torch.equal(q_continue, outputs["q_continue_logits"])
+    found = model.inner.read_out(carry.inner_carry)
+    assert set(found) == {"logits", "q_halt_logits", "q_continue_logits"} and found["logits"].shape == (4, 9, 6)
+    assert all(torch.equal(found[name], outputs[name]) for name in found)

@@ -21,6 +21,7 @@ ARCHITECTURE = [
 ]
 TRM = ["arch=trm", "arch.L_layers=1", "arch.puzzle_emb_len=2", *ARCHITECTURE]
 HRM = ["arch=hrm", "arch.H_layers=1", "arch.L_layers=1", *ARCHITECTURE]
+COARSE_TO_FINE = ["arch=trm_hierarchical_diffusion", *TRM[1:]]
 SCHEDULE = ["epochs=40", "eval_interval=null", "global_batch_size=8", "lr=0.003", "lr_warmup_steps=4", "log_interval=1"]
 QUIET = ["device=cpu", "logger.plots=false", "max_eval_puzzles=8", "ema=true", "ema_rate=0.9"]
 

@@ -12,6 +12,7 @@ import pytest
 
 import pretrain
 from tests.training.runs import (
+    COARSE_TO_FINE,
     HRM,
     TRM,
     build_small_arc,
@@ -44,7 +45,7 @@ def sudoku(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return build_sudoku_4x4(tmp_path_factory.mktemp("data") / "sudoku")
 
 
-@pytest.mark.parametrize("arch", [TRM, HRM], ids=["trm", "hrm"])
+@pytest.mark.parametrize("arch", [TRM, HRM, COARSE_TO_FINE], ids=["trm", "hrm", "coarse-to-fine"])
 def test_ten_steps_a_kill_and_ten_more_equal_twenty(arch: list[str], sudoku: Path, tmp_path: Path) -> None:
     more = ["max_steps=20", "checkpoint_interval=10", "arch.halt_exploration_prob=0.5"]
     assert run_cli(pretrain.main, overrides(arch, sudoku, tmp_path / "whole", *more)) == 0

@@ -1,0 +1,52 @@
+"""A curriculum on recursion depth: the first steps of a run recur less, which costs less and learns as much.
+
+The progressive depth curriculum of CGAR (Qasim and Zhang 2025, arXiv 2511.08653): (H, L) cycles of (1, 2) for the first
+30 % of the steps, (2, 4) up to 60 %, then the model's own (3, 6). Evaluations are always at the model's own depth.
+
+    with at_depth(model.model.inner, stages, progress=step / total_steps):
+        model(...)
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class DepthStage(BaseModel):
+    """What a model's cycles are while less than `until` of the run's steps are done."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    until: float = Field(gt=0, lt=1)
+    H_cycles: int = Field(ge=1)
+    L_cycles: int = Field(ge=1)
+
+
+def check_stages(stages: Sequence[DepthStage], hyperparameters: dict[str, Any]) -> None:
+    """ValueError unless the stages follow one another and the architecture has such cycles."""
+    if stages and not {"H_cycles", "L_cycles"} <= hyperparameters.keys():
+        raise ValueError("depth_curriculum is for architectures with H_cycles and L_cycles: leave it at []")
+    for one, other in pairwise(stages):
+        if other.until <= one.until:
+            raise ValueError(f"depth_curriculum: until={other.until} does not come after until={one.until}")
+
+
+@contextlib.contextmanager
+def at_depth(inner: Any, stages: Sequence[DepthStage], progress: float) -> Iterator[None]:
+    """`inner` recurs as the stage of `progress` in [0, 1) says, inside; after the last stage as it always does."""
+    stage = next((stage for stage in stages if progress < stage.until), None)
+    if stage is None:  # not every architecture has such cycles
+        yield
+        return
+    config = inner.config
+    own = config.H_cycles, config.L_cycles
+    config.H_cycles, config.L_cycles = stage.H_cycles, stage.L_cycles
+    try:
+        yield
+    finally:
+        config.H_cycles, config.L_cycles = own

@@ -249,6 +249,8 @@ class PretrainConfig(RunConfig):
     """average the puzzle table as well"""
     freeze_weights: bool
     """train the puzzle table alone"""
+    staggered_start: bool = False
+    """spread the ACT steps of the first rows, which else all end together for as long as none halts early"""
     depth_curriculum: list[DepthStage] = []
     """cycles of a run's first steps: {until: 0.3, H_cycles: 1, L_cycles: 2}, ...; []: always those of arch"""
 

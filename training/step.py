@@ -16,7 +16,7 @@ from training.distributed import Distributed
 from training.guard import assert_finite
 from training.optim import set_learning_rates
 from training.schedule import Schedule
-from training.state import TrainState, exploration
+from training.state import TrainState, exploration, stagger
 
 
 class Setting(Protocol):
@@ -45,6 +45,8 @@ def train_step(run: Setting, state: TrainState, batch: dict[str, Tensor]) -> dic
                 batch={key: value[rows] for key, value in batch.items()},
                 min_halt_steps=model.model.explore(uniform[:, rows]),
             )
+        if config.staggered_start and step == 0:
+            stagger(state.carries[index], state.slots.start + rows.start, model.model.config.halt_max_steps)
         (loss / config.global_batch_size).backward()
         for key, value in {"loss": loss.detach(), **metrics}.items():
             totals[key] = totals[key] + value if key in totals else value

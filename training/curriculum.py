@@ -1,4 +1,4 @@
-"""A curriculum on recursion depth: the first steps of a run recur less, which costs less and learns as much.
+"""A curriculum on recursion depth: the first steps of a run recur less, and so cost less.
 
 The progressive depth curriculum of CGAR (Qasim and Zhang 2025, arXiv 2511.08653): (H, L) cycles of (1, 2) for the first
 30 % of the steps, (2, 4) up to 60 %, then the model's own (3, 6). Evaluations are always at the model's own depth.

@@ -14,7 +14,9 @@ from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from datasets.common import InputError
 
 
 class DepthStage(BaseModel):
@@ -34,6 +36,17 @@ def check_stages(stages: Sequence[DepthStage], hyperparameters: dict[str, Any]) 
     for one, other in pairwise(stages):
         if other.until <= one.until:
             raise ValueError(f"depth_curriculum: until={other.until} does not come after until={one.until}")
+
+
+def check_depths(stages: Sequence[DepthStage], config: BaseModel) -> None:
+    """`InputError` for a stage that the architecture, whose model has this `config`, cannot recur in."""
+    for stage in stages:
+        depth = stage.model_dump(exclude={"until"})
+        try:
+            type(config)(**config.model_dump() | depth)
+        except ValidationError as error:
+            said = error.errors()[0]["msg"].removeprefix("Value error, ")
+            raise InputError(f"depth_curriculum: the stage until={stage.until}, {depth}: {said}") from error
 
 
 @contextlib.contextmanager

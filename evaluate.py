@@ -19,13 +19,15 @@ from evaluators.diffusion import DiffusionEvaluator
 from training import distributed
 from training.cli import run_cli
 from training.config import load_config
-from training.config_schema import EvaluateConfig
 from training.diffusion_evaluation import evaluate_head
 from training.diffusion_trained import check_no_head_keys, is_head, open_trained_head
 from training.distributed import Distributed
+from training.evaluate_schema import EvaluateConfig
 from training.evaluation import check_batch_size, evaluate
 from training.files import written_aside
 from training.trained import Trained, open_trained
+from trajectories.capturing import capturing
+from trajectories.store import FOLDER
 
 
 def main(argv: list[str]) -> None:
@@ -51,19 +53,34 @@ def evaluate_model(config: EvaluateConfig, dist: Distributed) -> None:
         specs = trained.recorded.evaluators if trained.recorded is not None else []
     output_dir = Path(config.output_dir) if config.output_dir is not None else trained.output_dir
     check_folder(output_dir, f"output_dir={output_dir}")
-    figures = evaluate(
+    named = [spec.model_dump() for spec in specs]
+    evaluators = build_evaluators(named, trained.dataset.sources)
+    protocol = describe(config, trained)
+    with capturing(
+        output_dir / FOLDER,
         trained.model,
         trained.dataset,
-        build_evaluators([spec.model_dump() for spec in specs], trained.dataset.sources),
-        dist=dist,
-        batch_size=trained.batch_size,
-        act_eval=config.act_eval,
-        act_eval_confidence=config.act_eval_confidence,
-        save_outputs=config.eval_save_outputs,
-        save_dir=output_dir,
-    )
+        dist,
+        slots=trained.batch_size // dist.world_size,
+        depth=config.capture_depth,
+        outputs=config.eval_save_outputs,
+        rows=config.capture.rows,
+        provenance=protocol,
+        evaluators=named,
+    ) as capture:
+        figures = evaluate(
+            trained.model,
+            trained.dataset,
+            evaluators,
+            dist=dist,
+            batch_size=trained.batch_size,
+            act_eval=config.act_eval,
+            act_eval_confidence=config.act_eval_confidence,
+            save_dir=output_dir,
+            capture=capture,
+        )
     if figures is not None:
-        report(figures, config, trained, output_dir)
+        write_metrics(protocol, figures, output_dir)
 
 
 def evaluate_diffusion(config: EvaluateConfig, dist: Distributed) -> None:
@@ -90,10 +107,10 @@ def evaluate_diffusion(config: EvaluateConfig, dist: Distributed) -> None:
         write_metrics(trained.protocol, figures, trained.output_dir)
 
 
-def report(figures: dict[str, float], config: EvaluateConfig, trained: Trained, output_dir: Path) -> None:
-    """Print the figures with what they were measured on, and write them to ``metrics.json``."""
+def describe(config: EvaluateConfig, trained: Trained) -> dict[str, Any]:
+    """What the figures are measured on."""
     weights, dataset = trained.weights, trained.dataset
-    protocol: dict[str, Any] = {
+    return {
         "checkpoint": weights.path.name,
         "step": weights.step,
         "weights": "EMA" if weights.averaged else "as saved",
@@ -105,10 +122,10 @@ def report(figures: dict[str, float], config: EvaluateConfig, trained: Trained, 
         "act_eval_confidence": config.act_eval_confidence if config.act_eval == "early" else None,
         "act_steps": trained.model.model.config.halt_max_steps,
     }
-    write_metrics(protocol, figures, output_dir)
 
 
 def write_metrics(protocol: dict[str, Any], figures: dict[str, float], output_dir: Path) -> None:
+    """Print the figures with what they were measured on, and write them to ``metrics.json``."""
     with written_aside(output_dir / "metrics.json") as aside:
         aside.write_text(json.dumps({"protocol": protocol, "figures": figures}, indent=2), encoding="utf-8")
     for key, value in (protocol | figures).items():

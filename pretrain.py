@@ -30,6 +30,7 @@ from training.checkpoint import load_checkpoint, save_checkpoint
 from training.cli import run_cli
 from training.config import load_config
 from training.config_schema import PretrainConfig
+from training.curriculum import check_depths
 from training.distributed import Distributed
 from training.evaluation import STEPS_FILE, check_batch_size, evaluate
 from training.lock import exclusive
@@ -43,6 +44,8 @@ from training.state import GROUPS, TrainState, create_state
 from training.step import train_step
 from training.weights import read_weights
 from training.window import MetricWindow
+from trajectories.capturing import capturing
+from trajectories.store import FOLDER
 
 # Figures on the progress bar, and those printed after an evaluation.
 SHOWN = ("lm_loss", "exact_accuracy")
@@ -67,6 +70,7 @@ def main(argv: list[str]) -> None:
     with distributed.init(config.device) as dist:
         run = prepare(config, dist)
         model = build_model(config.arch, run.model_config, dist.device, config.seed)
+        check_depths(config.depth_curriculum, model.model.config)
         state = create_state(model, config, run.train_set.metadata, dist)
         restore(run, state)
         if config.compile if config.compile is not None else dist.device.type == "cuda":
@@ -157,17 +161,31 @@ def train(run: Run, state: TrainState) -> None:
 
 def evaluate_now(run: Run, state: TrainState, logger: RunLogger) -> None:
     """Evaluate the averaged weights (the raw ones without EMA); the training state is as before afterwards."""
-    config = run.config
-    with state.ema.applied() if state.ema is not None else contextlib.nullcontext():
+    config, save_dir = run.config, _eval_dir(run, state.step)
+    rows = config.evaluation_rows(run.dist.world_size)
+    with (
+        state.ema.applied() if state.ema is not None else contextlib.nullcontext(),
+        capturing(
+            save_dir / FOLDER,
+            state.model,
+            run.eval_set,
+            run.dist,
+            slots=rows // run.dist.world_size,
+            depth="eval" if config.eval_save_outputs else None,
+            outputs=config.eval_save_outputs,
+            provenance={"run": config.run_label, "step": state.step, "act_eval": config.act_eval},
+            evaluators=[spec.model_dump() for spec in config.evaluators],
+        ) as capture,
+    ):
         figures = evaluate(
             state.model,
             run.eval_set,
             run.evaluators,
             dist=run.dist,
-            batch_size=config.evaluation_rows(run.dist.world_size),
+            batch_size=rows,
             act_eval=config.act_eval,
-            save_outputs=config.eval_save_outputs,
-            save_dir=_eval_dir(run, state.step),
+            save_dir=save_dir,
+            capture=capture,
         )
     if figures is not None:
         logger.evaluation(state.step, figures, HEADLINES)

@@ -20,7 +20,7 @@ import numba
 import numpy as np
 
 from datasets.augment import Integer, counter_below, dihedral_source
-from datasets.common import ARC_COLOUR_0, ARC_EOS, ARC_PAD
+from datasets.common import ARC_COLOUR_0, ARC_COLOURS, ARC_EOS, ARC_PAD
 from datasets.storage import RowIndex
 
 _TRANSPOSING = np.array([False, True, False, True, False, False, True, True])
@@ -46,6 +46,16 @@ def make_rows(
         translated, seed, index.group, index.puzzle, index.example,
         math.isqrt(inputs.shape[1]), inputs, labels,
     )  # fmt: skip
+
+
+def tokens_of(grid: np.ndarray, side: int) -> np.ndarray:
+    """One colour grid, uint8 [rows, cols] of at most `side` each, as tokens uint8 [side * side], neither turned nor
+    moved."""
+    canvas = np.empty(side * side, np.uint8)
+    colours = np.arange(ARC_COLOURS, dtype=np.uint8)
+    rows, cols = grid.shape
+    _place(np.ascontiguousarray(grid).ravel(), rows, cols, 0, colours, 0, 0, side, canvas)
+    return canvas
 
 
 @numba.njit(cache=True, nogil=True)

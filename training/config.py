@@ -24,8 +24,9 @@ from models import load_class
 from models.diffusion_blocks import DiffusionHead
 from models.losses import ACTLossHead
 from training.config_errors import describe, nearest, show, valid_names
-from training.config_schema import ArchConfig, EvaluateConfig, PretrainConfig, Section
+from training.config_schema import ArchConfig, PretrainConfig, Section
 from training.diffusion_schema import TEACHER_KEYS, DiffusionSection, DiffusionTrainConfig
+from training.evaluate_schema import EvaluateConfig
 
 CONFIG_DIR = Path(__file__).resolve().parent.parent / "config"
 

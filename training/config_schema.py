@@ -1,4 +1,5 @@
-"""What a run may be told: one pydantic model an entry point, unknown keys refused at every level.
+"""What a training run may be told, as pydantic models that refuse unknown keys at every level; `evaluate.py` and
+`diffusion_train.py` have schemas of their own (`training.evaluate_schema`, `training.diffusion_schema`).
 
 The values live in ``config/``; here are types, ranges and the combinations that cannot work. A key that joins
 later gets a default here as well, so that the configuration recorded in an older checkpoint still validates.
@@ -116,7 +117,7 @@ class LoggerConfig(Section):
     """draw the curves at the end of a run"""
 
 
-def _check_evaluators(evaluators: list[EvaluatorConfig]) -> None:
+def check_evaluators(evaluators: list[EvaluatorConfig]) -> None:
     names = [evaluator.name for evaluator in evaluators]
     for name in names:
         if names.count(name) > 1:
@@ -228,7 +229,7 @@ class PretrainConfig(RunConfig):
     act_eval: ActEval
     """fixed: every row runs halt_max_steps, as published; early: rows stop when they halt"""
     eval_save_outputs: list[SavedOutput]
-    """arrays that an evaluation writes to disk"""
+    """arrays that an evaluation writes to disk, as they were after every ACT step"""
 
     micro_batch_size: int | None = Field(ge=1)
     """most rows in one forward pass of a process; null: its whole share"""
@@ -248,6 +249,8 @@ class PretrainConfig(RunConfig):
     """average the puzzle table as well"""
     freeze_weights: bool
     """train the puzzle table alone"""
+    staggered_start: bool = False
+    """spread the ACT steps of the first rows, which else all end together for as long as none halts early"""
     depth_curriculum: list[DepthStage] = []
     """cycles of a run's first steps: {until: 0.3, H_cycles: 1, L_cycles: 2}, ...; []: always those of arch"""
 
@@ -274,7 +277,7 @@ class PretrainConfig(RunConfig):
         if self.freeze_weights and self.arch.hyperparameters.get("puzzle_emb_ndim") == 0:
             raise ValueError("freeze_weights=true with arch.puzzle_emb_ndim=0 leaves nothing to train")
         check_stages(self.depth_curriculum, self.arch.hyperparameters)
-        _check_evaluators(self.evaluators)
+        check_evaluators(self.evaluators)
         return self
 
     def _check_eval_interval(self, interval: int) -> None:
@@ -319,78 +322,6 @@ class PretrainConfig(RunConfig):
     def subject(self) -> str:
         architecture = self.arch.name.partition("@")[0].rpartition(".")[2]
         return f"{architecture}-{'+'.join(Path(path).name for path in self.data_paths)}"
-
-
-class DiffusionEvalConfig(Section):
-    """For the checkpoint of a diffusion head. Null means: as the head's run says."""
-
-    teacher: Text | None = None
-    """the teacher's run or checkpoint, where it was moved"""
-    regression_checkpoint: Text | None = None
-    """a trained regression head to be compared with"""
-    sampler: Literal["ddpm", "ddim", "dpm_solver", "heun"] | None = None
-    """how samples are drawn"""
-    steps: list[Annotated[int, Field(ge=1)]] | None = Field(default=None, min_length=1)
-    """numbers of sampling steps, each a column of the report"""
-    puzzles: int = Field(default=256, ge=1)
-    """held-out rows that are measured"""
-    timesteps: int = Field(default=10, ge=2)
-    """noise levels at which errors are measured"""
-    seeds: int = Field(default=8, ge=2)
-    """noise seeds over which samples are compared"""
-    rollout: bool = True
-    """solve puzzles with the head in the place of the teacher's recursion"""
-    rollout_steps: list[Annotated[int, Field(ge=1)]] = Field(default=[1], min_length=1)
-    """numbers of sampling steps of those that solve puzzles"""
-    compile: bool | None = None
-    """torch.compile, which takes a minute or two; null: on CUDA"""
-
-
-class EvaluateConfig(Section):
-    """Everything ``evaluate.py`` takes. Null means: as the checkpoint's own configuration says."""
-
-    checkpoint: Text
-    """a run's folder (of pretrain.py or diffusion_train.py), one of its checkpoints, or an original file of weights"""
-    arch: ArchConfig | None = None
-    """the architecture, for a file that holds nothing but weights"""
-    use_ema: bool
-    """evaluate the averaged weights where the checkpoint has them"""
-    data_paths: list[Text] | None
-    """folders of the data"""
-    max_eval_puzzles: int | None = Field(ge=1)
-    """evaluate on a seeded subset of this many puzzles"""
-    evaluators: list[EvaluatorConfig] | None
-    """figures beyond loss and accuracy; []: none"""
-    act_eval: ActEval
-    """fixed: every row runs halt_max_steps; early: rows stop when they halt"""
-    act_eval_confidence: float = Field(gt=0, lt=1)
-    """halting probability above which act_eval=early lets a row stop"""
-    halt_max_steps: int | None = Field(ge=1)
-    """deep-supervision steps of a row"""
-    eval_batch_size: int | None = Field(ge=1)
-    """rows of a batch over all processes"""
-    eval_save_outputs: list[SavedOutput]
-    """arrays to write to disk"""
-    output_dir: Text | None
-    """where figures and files go; null: beside the checkpoint"""
-    seed: Seed | None
-    """of the subset of puzzles"""
-    device: Device
-    """auto: CUDA, else Apple's GPU (in one process), else the CPU"""
-    diffusion: DiffusionEvalConfig = DiffusionEvalConfig()
-    """only for a diffusion head"""
-
-    @model_validator(mode="after")
-    def _combinations(self) -> EvaluateConfig:
-        if self.arch is not None and not self.data_paths:
-            raise ValueError(
-                f"arch is for a checkpoint={self.checkpoint} that holds nothing but weights: "
-                "it does not name its data either, so give data_paths=[...] as well"
-            )
-        if self.data_paths == []:
-            raise ValueError("data_paths=[] leaves nothing to evaluate: name a folder, or null for the checkpoint's")
-        _check_evaluators(self.evaluators or [])
-        return self
 
 
 def _check_multiple(name: str, value: int, divisor: int, divisor_name: str) -> None:

@@ -1,4 +1,4 @@
-"""A curriculum on recursion depth: the first steps of a run recur less, which costs less and learns as much.
+"""A curriculum on recursion depth: the first steps of a run recur less, and so cost less.
 
 The progressive depth curriculum of CGAR (Qasim and Zhang 2025, arXiv 2511.08653): (H, L) cycles of (1, 2) for the first
 30 % of the steps, (2, 4) up to 60 %, then the model's own (3, 6). Evaluations are always at the model's own depth.
@@ -14,7 +14,9 @@ from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from datasets.common import InputError
 
 
 class DepthStage(BaseModel):
@@ -36,14 +38,27 @@ def check_stages(stages: Sequence[DepthStage], hyperparameters: dict[str, Any]) 
             raise ValueError(f"depth_curriculum: until={other.until} does not come after until={one.until}")
 
 
+def check_depths(stages: Sequence[DepthStage], config: BaseModel) -> None:
+    """`InputError` for a stage that the architecture, whose model has this `config`, cannot recur in."""
+    for stage in stages:
+        depth = stage.model_dump(exclude={"until"})
+        try:
+            type(config)(**config.model_dump() | depth)
+        except ValidationError as error:
+            said = error.errors()[0]["msg"].removeprefix("Value error, ")
+            raise InputError(f"depth_curriculum: the stage until={stage.until}, {depth}: {said}") from error
+
+
 @contextlib.contextmanager
 def at_depth(inner: Any, stages: Sequence[DepthStage], progress: float) -> Iterator[None]:
     """`inner` recurs as the stage of `progress` in [0, 1) says, inside; after the last stage as it always does."""
     stage = next((stage for stage in stages if progress < stage.until), None)
+    if stage is None:  # not every architecture has such cycles
+        yield
+        return
     config = inner.config
     own = config.H_cycles, config.L_cycles
-    if stage is not None:
-        config.H_cycles, config.L_cycles = stage.H_cycles, stage.L_cycles
+    config.H_cycles, config.L_cycles = stage.H_cycles, stage.L_cycles
     try:
         yield
     finally:

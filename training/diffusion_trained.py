@@ -9,11 +9,11 @@ from typing import Any
 from datasets.common import InputError
 from models.diffusion_blocks import DiffusionHead
 from training.checkpoint import resolve_checkpoint
-from training.config_schema import DiffusionEvalConfig, EvaluateConfig
 from training.diffusion_eval_options import DiffusionEvalOptions
 from training.diffusion_head import OpenedHead, count_parameters, open_baseline, open_head
 from training.diffusion_schema import KIND
 from training.distributed import Distributed
+from training.evaluate_schema import CaptureConfig, DiffusionEvalConfig, EvaluateConfig
 from training.manifest import read_manifest
 from training.teacher import Teacher, check_same_teacher, open_teacher
 
@@ -25,6 +25,7 @@ NOT_FOR_HEADS: dict[str, Any] = {
     "act_eval_confidence": 0.5,
     "halt_max_steps": None,
     "eval_save_outputs": [],
+    "capture": CaptureConfig(),
 }
 
 

@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-import numpy as np
 from numpy.typing import NDArray
 
 from datasets.common import InputError
@@ -20,9 +19,9 @@ from datasets.puzzle_dataset import PuzzleDataset
 from models.losses import ACTLossHead
 from training.distributed import Distributed
 from training.files import written_aside
+from training.recording import CaptureRequest, make_recorder
 from training.rollout import UNIT, ActStatistics, Rows, in_units, rollout
 
-BATCH_KEYS = ("inputs", "labels", "puzzle_identifiers")
 STEPS_FILE = "act_steps.json"  # accuracy by ACT step, halting, calibration
 
 
@@ -45,57 +44,66 @@ def evaluate(
     batch_size: int,
     act_eval: str = "fixed",
     act_eval_confidence: float = 0.5,
-    save_outputs: Collection[str] = (),
     save_dir: Path | None = None,
+    capture: CaptureRequest | None = None,
 ) -> dict[str, float] | None:
     """All figures on rank 0, None elsewhere; `batch_size` is global. Files go to `save_dir`.
 
-    An evaluator's label, where it has one, goes before its figures' names and is the folder of its files.
+    An evaluator's label, where it has one, goes before its figures' names and is the folder of its files. What is asked
+    for in `capture` is recorded of every row on the way.
 
     Raises `InputError` where the batch cannot be shared out.
     """
     check_batch_size(batch_size, dist.world_size)
-    keys = set(save_outputs).union(*(evaluator.required_outputs for _, evaluator in evaluators)) - set(BATCH_KEYS)
+    keys: set[str] = set().union(*(evaluator.required_outputs for _, evaluator in evaluators))
     was_training = model.training
     model.eval()
     for _, evaluator in evaluators:
         evaluator.begin_eval()
-    totals: dict[str, _SetTotals] = {}
-    saved: list[Rows] = []
+    totals: dict[str, SetTotals] = {}
     for set_name, rows in _by_set(dataset, batch_size, dist):
-        total = totals.setdefault(set_name, _SetTotals(model.model.config.halt_max_steps))
+        total = totals.setdefault(set_name, SetTotals(model.model.config.halt_max_steps))
+        slots = batch_size // dist.world_size
         for finished in rollout(
             model,
             rows,
-            slots=batch_size // dist.world_size,
+            slots=slots,
             device=dist.device,
             early=act_eval == "early",
             keys=keys,
             statistics=total.act,
             confidence=act_eval_confidence,
+            recorder=make_recorder(capture, model, slots, set_name),
         ):
             total.add(finished)
             for _, evaluator in evaluators:
                 evaluator.update_batch(finished, finished)
-            if save_outputs:
-                saved.append({key: finished[key] for key in ("row_index", "steps", *save_outputs)})
     model.train(was_training)
 
     merged = _merge(dist.gather_objects(totals))
-    figures = {f"{name}/{key}": value for name, total in merged.items() for key, value in total.figures().items()}
-    for label, evaluator in evaluators:
-        folder = save_dir / label if save_dir is not None and dist.is_main else None
-        for key, value in (evaluator.result(folder, gather=dist.gather_objects) or {}).items():
-            figures[f"{label}/{key}" if label else key] = value
+    figures = collect_figures(merged, evaluators, save_dir if dist.is_main else None, dist.gather_objects)
     if save_dir is not None:
         save_dir.mkdir(parents=True, exist_ok=True)
-        if save_outputs:
-            _write_outputs(saved, save_dir, dist)
         if dist.is_main:  # last, so that its presence says that the evaluation was completed
             steps = {name: total.act.as_json() for name, total in merged.items()}
             with written_aside(save_dir / STEPS_FILE) as aside:
                 aside.write_text(json.dumps(steps, indent=2), encoding="utf-8")
     return figures if dist.is_main else None
+
+
+def collect_figures(
+    totals: dict[str, SetTotals],
+    evaluators: Sequence[tuple[str, Evaluator]],
+    save_dir: Path | None,
+    gather: Callable[[object], list[Any] | None],
+) -> dict[str, float]:
+    """Every figure by its full name; on other ranks than the first, nothing. The evaluators write into `save_dir`."""
+    figures = {f"{name}/{key}": value for name, total in totals.items() for key, value in total.figures().items()}
+    for label, evaluator in evaluators:
+        folder = None if save_dir is None else save_dir / label
+        for key, value in (evaluator.result(folder, gather=gather) or {}).items():
+            figures[f"{label}/{key}" if label else key] = value
+    return figures
 
 
 def check_batch_size(batch_size: int, world_size: int) -> None:
@@ -106,7 +114,7 @@ def check_batch_size(batch_size: int, world_size: int) -> None:
         )
 
 
-class _SetTotals:
+class SetTotals:
     """Sums of one set on one rank."""
 
     def __init__(self, max_steps: int):
@@ -120,7 +128,7 @@ class _SetTotals:
         self.steps += int(finished["steps"].sum())
         self.loss += int(in_units(finished["lm_loss"]).sum())
 
-    def merge(self, other: _SetTotals) -> None:
+    def merge(self, other: SetTotals) -> None:
         self.act.merge(other.act)
         self.rows += other.rows
         self.steps += other.steps
@@ -158,19 +166,9 @@ def _by_set(dataset: PuzzleDataset, batch_size: int, dist: Distributed) -> Itera
         yield current, rows()
 
 
-def _write_outputs(saved: list[Rows], save_dir: Path, dist: Distributed) -> None:
-    """One file a rank, in place of those of an earlier evaluation (perhaps by more processes)."""
-    if dist.is_main:
-        for stale in save_dir.glob("outputs_rank*.npz"):
-            stale.unlink()
-    dist.barrier()
-    arrays = {key: np.concatenate([part[key] for part in saved]) for key in saved[0]} if saved else {}
-    np.savez(save_dir / f"outputs_rank{dist.rank}.npz", **arrays)  # type: ignore[arg-type]
-
-
-def _merge(gathered: list[dict[str, _SetTotals]] | None) -> dict[str, _SetTotals]:
+def _merge(gathered: list[dict[str, SetTotals]] | None) -> dict[str, SetTotals]:
     """The totals of all ranks by set; nothing on the ranks that were given nothing."""
-    merged: dict[str, _SetTotals] = {}
+    merged: dict[str, SetTotals] = {}
     for part in gathered or []:
         for name, total in part.items():
             if name in merged:

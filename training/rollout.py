@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from models.losses import IGNORE_LABEL_ID, ACTLossHead
+from training.recording import Recorder
 
 Rows = dict[str, NDArray]
 
@@ -165,10 +166,12 @@ def rollout(
     keys: Collection[str],
     statistics: ActStatistics,
     confidence: float = 0.5,
+    recorder: Recorder | None = None,
 ) -> Iterator[Rows]:
     """Yield finished rows: the arrays of `rows`, those outputs of the model named in `keys`, `steps` and `lm_loss`.
 
-    With `early` a row finishes as soon as it wants to halt with a probability above `confidence`.
+    With `early` a row finishes as soon as it wants to halt with a probability above `confidence`. A `recorder` of as
+    many slots watches.
 
     `rows` yields batches of any size, numpy arrays with dimension 0 the row, `row_index` among them. The model must be
     in evaluation mode and run with the weights to be evaluated.
@@ -176,9 +179,10 @@ def rollout(
     held = _Slots(rows, slots, device)
     if not held.batch:
         return
+    latents = recorder is not None and recorder.latents
     carry = model.initial_carry(held.batch)
     while (held.row_index >= 0).any():
-        carry, outputs = model.model(carry=carry, batch=held.batch)
+        carry, outputs = model.model(carry=carry, batch=held.batch, store_diffusion_trajectory=latents)
         outputs["preds"] = outputs["logits"].argmax(-1)
         wants = model.model.wants_to_halt(outputs).cpu().numpy()
         step = carry.steps.cpu().numpy().astype(np.int64)
@@ -187,27 +191,31 @@ def rollout(
         leaves = wants & (torch.sigmoid(outputs["q_halt_logits"].float()).cpu().numpy() > confidence)
         finished = active & (carry.halted.cpu().numpy() | (leaves if early else False))
 
-        exact, cell, labelled = _score(outputs["preds"], held.batch["labels"])
+        if recorder is not None:
+            recorder.add_step(held.row_index, step, active, outputs, wants)
+        exact, cell, labelled = score_rows(outputs["preds"], held.batch["labels"])
         counted, done = active & labelled, finished & labelled
         statistics.add_step(step[counted], exact[counted], cell[counted], finished[counted])
         if finished.any():
             q_halt = outputs["q_halt_logits"].float().cpu().numpy()
             statistics.add_finished(exact[done], q_halt[done], held.first_halt[done])
             where = torch.from_numpy(np.flatnonzero(finished)).to(device)
-            row_index = held.row_index[finished]
             arrays = {key: value[where] for key, value in held.batch.items()}
             arrays |= {key: outputs[key][where].to(_storable(outputs[key].dtype)) for key in keys if key in outputs}
             arrays["lm_loss"] = _mean_loss(model, outputs["logits"][where], arrays["labels"])
-            held.refill(finished)
-            yield {
-                "row_index": row_index,
+            answers = {
+                "row_index": held.row_index[finished],
                 "steps": step[finished],
                 **{key: value.cpu().numpy() for key, value in arrays.items()},
             }
+            if recorder is not None:
+                recorder.finish(finished, answers)
+            held.refill(finished)
+            yield answers
         carry.halted = torch.from_numpy(finished | ~active).to(device)
 
 
-def _score(preds: Tensor, labels: Tensor) -> tuple[NDArray, NDArray, NDArray]:
+def score_rows(preds: Tensor, labels: Tensor) -> tuple[NDArray, NDArray, NDArray]:
     """By row: solved (0 or 1), share of right cells, and whether there are labels at all."""
     labelled = labels != IGNORE_LABEL_ID
     counts = labelled.sum(-1)

@@ -15,13 +15,20 @@ from training.diffusion_schema import KIND, DiffusionTrainConfig
 from training.manifest import read_manifest
 
 # Settings that make a run what it is; others, such as how long it is or what is logged, may change on the way.
-IDENTITY = {"arch", "seed", "global_batch_size", "ema", "ema_puzzle_emb", "freeze_weights", "depth_curriculum", "optim"}
+IDENTITY = {
+    "arch",
+    "seed",
+    "global_batch_size",
+    "ema",
+    "ema_puzzle_emb",
+    "freeze_weights",
+    "staggered_start",
+    "depth_curriculum",
+    "optim",
+}
 HEAD_IDENTITY = {"diffusion", "noise", "harvest", "seed", "global_batch_size", "optim"}
-PLACEMENT = {
-    "harvest.buffer_device",
-    "arch.kernels",
-    "diffusion.kernels",
-}  # where something lies or how it is computed, not what it is
+# Where something lies or how it is computed, not what it is.
+PLACEMENT = {"harvest.buffer_device", "arch.kernels", "diffusion.kernels"}
 
 
 def check_same_run(config: PretrainConfig, dataset_hash: str, total_steps: int, path: Path) -> None:

@@ -75,6 +75,13 @@ class TrainState:
             offset += rows
 
 
+def stagger(carry: ACTCarry, first_slot: int, max_steps: int) -> None:
+    """Count as many more ACT steps for the row in each slot as the slot's number says, so that rows which all began
+    together do not all end together. `first_slot`: the global slot of the carry's first row."""
+    slots = torch.arange(first_slot, first_slot + len(carry.steps), device=carry.steps.device)
+    carry.steps = carry.steps + (slots % max(1, max_steps - 1)).to(carry.steps.dtype)
+
+
 def optimizer_tensors(optimizers: Sequence[Optimizer], model: nn.Module) -> dict[str, Tensor]:
     """What the optimisers remember of each parameter, as ``{optimiser}.{parameter}.{key}``."""
     names = _names(model)

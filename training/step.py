@@ -16,7 +16,7 @@ from training.distributed import Distributed
 from training.guard import assert_finite
 from training.optim import set_learning_rates
 from training.schedule import Schedule
-from training.state import TrainState, exploration
+from training.state import TrainState, exploration, stagger
 
 
 class StepConfig(Protocol):
@@ -34,6 +34,8 @@ class StepConfig(Protocol):
     def optim(self) -> OptimConfig: ...
     @property
     def depth_curriculum(self) -> list[DepthStage]: ...
+    @property
+    def staggered_start(self) -> bool: ...
 
 
 class Setting(Protocol):
@@ -62,6 +64,8 @@ def train_step(run: Setting, state: TrainState, batch: dict[str, Tensor]) -> dic
                 batch={key: value[rows] for key, value in batch.items()},
                 min_halt_steps=model.model.explore(uniform[:, rows]),
             )
+        if config.staggered_start and step == 0:
+            stagger(state.carries[index], state.slots.start + rows.start, model.model.config.halt_max_steps)
         (loss / config.global_batch_size).backward()
         for key, value in {"loss": loss.detach(), **metrics}.items():
             totals[key] = totals[key] + value if key in totals else value

@@ -10,8 +10,9 @@ from datasets.puzzle_dataset import PuzzleDataset
 from models.losses import ACTLossHead
 from training.build import build_model, load_weights, model_config
 from training.config import validate_config
-from training.config_schema import EvaluateConfig, PretrainConfig
+from training.config_schema import PretrainConfig
 from training.distributed import Distributed
+from training.evaluate_schema import EvaluateConfig
 from training.weights import Weights, read_weights
 
 DEFAULT_BATCH_SIZE = 768

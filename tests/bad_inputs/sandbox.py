@@ -23,7 +23,12 @@ import diffusion_train
 import evaluate
 import pretrain
 from datasets import build_arc_dataset, build_maze_dataset, build_sudoku_dataset
-from scripts import draw_solve, draw_tasks, export_checkpoint
+from scripts import (
+    analyze_trm_arc_results,
+    export_checkpoint,
+    extract_single_puzzle_trajectory,
+    generate_report_from_preds,
+)
 from training.cli import run_cli
 
 TINY = (
@@ -41,8 +46,9 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "diffusion_train": lambda argv: run_cli(diffusion_train.main, argv),
     "evaluate": lambda argv: run_cli(evaluate.main, argv),
     "export": lambda argv: run_cli(export_checkpoint.main, argv),
-    "draw_solve": lambda argv: run_cli(draw_solve.main, argv),
-    "draw_tasks": lambda argv: run_cli(draw_tasks.main, argv),
+    "extract": lambda argv: run_cli(extract_single_puzzle_trajectory.main, argv),
+    "report": lambda argv: run_cli(generate_report_from_preds.main, argv),
+    "analyze": lambda argv: run_cli(analyze_trm_arc_results.main, argv),
     "build_arc": build_arc_dataset.main,
     "build_sudoku": build_sudoku_dataset.main,
     "build_maze": build_maze_dataset.main,

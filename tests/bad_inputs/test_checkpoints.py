@@ -246,24 +246,6 @@ EXPORTS = [
 ]
 
 
-PICTURES = [
-    ("draw_solve", "nowhere new.png", "checkpoint nowhere does not exist"),
-    ("draw_solve", "run new.txt", "new.txt is no name for a picture; let it end in .png, .svg, .pdf"),
-    ("draw_solve", "run sudoku", "sudoku is no name for a picture"),
-    ("draw_solve", "run run/config.yaml/new.png", "run/config.yaml/new.png cannot be written: .*config.yaml is a file"),
-    ("draw_solve", "run new.png --row 6", "--row 6 is not one of the 6 test rows"),
-    ("draw_solve", "run new.png --row first", "argument --row: invalid int value: 'first'"),
-    ("draw_tasks", "run pictures arc", "run/attempts.json does not exist"),
-    ("draw_tasks", "run pictures sudoku", "sudoku/test_puzzles.json does not exist"),
-    ("draw_tasks", "run run/config.yaml arc", "run/config.yaml cannot be written"),
-]
-
-
-@pytest.mark.parametrize(("command", "arguments", "message"), PICTURES)
-def test_pictures(sandbox: Sandbox, command: str, arguments: str, message: str) -> None:
-    sandbox.assert_refused(command, arguments, message)
-
-
 @pytest.mark.parametrize(("arguments", "message"), EXPORTS)
 def test_exports(sandbox: Sandbox, arguments: str, message: str) -> None:
     if "raw_run" in arguments:

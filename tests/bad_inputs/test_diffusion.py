@@ -157,7 +157,7 @@ def test_statistics_that_are_not_those_of_the_checkpoint(sandbox: Sandbox, monke
     [
         ("pretrain", f"{TINY} data_paths=[sudoku] checkpoint_path=new load_checkpoint=head_run", "of kind 'diffusion'"),
         ("pretrain", f"{TINY} data_paths=[sudoku] checkpoint_path=head_run", "head_run.* is of kind diffusion"),
-        ("draw_solve", "head_run picture.png", "of kind 'diffusion'"),
+        ("extract", "head_run picture.png", "of kind 'diffusion'"),
     ],
 )
 def test_a_head_is_no_model_of_puzzles(sandbox: Sandbox, command: str, arguments: str, message: str) -> None:

@@ -7,12 +7,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import evaluate
 import pretrain
 from tests.training.runs import TRM, build_small_arc, overrides, records, whole_state
 from training.cli import run_cli
+from trajectories.store import open_capture
 
 ROOT = Path(pretrain.__file__).parent
 VOTES = ("submission.json", "tasks.csv", "attempts.json")
@@ -57,11 +59,16 @@ def test_the_same_votes_and_figures(runs: Path) -> None:
 
 
 def test_one_checkpoint_evaluated_by_one_process_and_by_two(runs: Path, tmp_path: Path) -> None:
-    command = [f"checkpoint={runs / 'one'}", "device=cpu"]
+    command = [f"checkpoint={runs / 'one'}", "device=cpu", "capture.depth=h_cycle"]
     assert run_cli(evaluate.main, [*command, f"output_dir={tmp_path / 'one'}"]) == 0
     torchrun("evaluate.py", [*command, f"output_dir={tmp_path / 'two'}"])
     for name in (*VOTES, "act_steps.json"):
         assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes(), name
+    one, two = (open_capture(tmp_path / name) for name in ("one", "two"))
+    assert {chunk.file[:5] for chunk in two.header.chunks} == {"rank0", "rank1"}
+    for name in one.names:
+        np.testing.assert_allclose(one.array(name), two.array(name), atol=1e-3, err_msg=name)
+    assert one.complete and two.complete and (one.row_index == two.row_index).all()
     # The run evaluated itself with the same weights on the same rows.
     assert (tmp_path / "one" / "submission.json").read_bytes() == (
         runs / "one" / "eval" / "step_20" / "submission.json"

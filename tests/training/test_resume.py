@@ -122,6 +122,19 @@ def test_evaluation_leaves_the_training_state_alone(sudoku: Path, tmp_path: Path
     assert differences(whole_state(tmp_path / "often", 16), whole_state(tmp_path / "once", 16)) == []
 
 
+def test_a_staggered_start_spreads_the_ends_of_the_first_rows(sudoku: Path, tmp_path: Path) -> None:
+    """Eight slots of rows that may take nine steps and never halt early: together, or one after the other."""
+    never = ["max_steps=16", "arch.halt_max_steps=9", "arch.halt_exploration_prob=1.0"]
+    ends = {}
+    for staggered in ("false", "true"):
+        run_dir = tmp_path / staggered
+        assert run_cli(pretrain.main, overrides(TRM, sudoku, run_dir, *never, f"staggered_start={staggered}")) == 0
+        state = whole_state(run_dir, 16)
+        ends[staggered] = (9 - state["carry/steps"]).tolist()
+    assert ends["false"] == [2] * 8
+    assert ends["true"] == [(2 - slot) % 9 for slot in range(8)]
+
+
 def test_a_loss_that_is_not_finite_stops_before_the_update(
     sudoku: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -1,0 +1,116 @@
+"""Bad input to what captures trajectories and to what looks at them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.bad_inputs.sandbox import Sandbox, cut, edit_json, flip_bit, run
+
+CAPTURES = [
+    ("checkpoint=run capture.depth=deep", "capture.depth=deep: expected 'eval', 'h_cycle' or 'layer'"),
+    ("checkpoint=run capture.depth=eval capture.rows=[6]", "names row 6, the test split has 6: give 0 to 5"),
+    ("checkpoint=run capture.depth=eval capture.rows=[-1]", r"capture.rows\[0\]=-1: expected"),
+    ("checkpoint=run capture.depth=eval capture.rows=[]", "capture.rows"),
+    ("checkpoint=run capture.rows=[0]", r"capture.rows=\[0\] has no effect, as nothing is captured: set capture.depth"),
+    ("checkpoint=run capture.puzzles=3", "capture.puzzles=3: unknown key"),
+    ("checkpoint=head_run capture.depth=eval", "capture is for the evaluation of a model"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "message"), CAPTURES)
+def test_capturing(sandbox: Sandbox, arguments: str, message: str) -> None:
+    sandbox.assert_refused("evaluate", f"{arguments} device=cpu", message)
+
+
+EXTRACTS = [
+    ("nowhere new.png", "checkpoint nowhere does not exist"),
+    ("run new.txt", "new.txt: unknown suffix; use .html, .gif, .png, .svg, .pdf, .json, or none"),
+    ("run sudoku.png/new.png", "sudoku.png/new.png: not there|cannot be written"),
+    ("run run/config.yaml/new.gif", "run/config.yaml/new.gif cannot be written: .*config.yaml is a file"),
+    ("run run/config.yaml/new.html", "run/config.yaml/new.html cannot be written: .*config.yaml is a file"),
+    ("run new.png --row 6", "--row 6 is not one of the 6 test rows: give 0 to 5"),
+    ("run new.png --row -1", "--row -1 is not one of the 6 test rows"),
+    ("run new.png --row first", "argument --row: invalid int value: 'first'"),
+    ("run new.png --row 1 --grid 1", "argument --grid: not allowed with argument --row"),
+    ("arc_run new.png --row 1 --id x", "--row 1 and --id x both name a row: give one of them"),
+    ("arc_run new.png --id nowhere", "--id nowhere: arc has no puzzle of that name, see identifiers.json"),
+    ("run new.png --id nowhere", "--id nowhere: sudoku has no puzzle of that name"),
+    ("run new.png --depth deep", "argument --depth: invalid choice: 'deep'"),
+    ("run new.png --device gpu", "device=gpu: expected"),
+    ("run new.png --set data_paths=[arc]", "trained on data with vocab_size=6, data_paths has 12"),
+    ("run new.png --grid 12", "--grid has 2 cells, the model's puzzles have 4 rows of 4"),
+    ("run new.png --grid 123412341234123x", '--grid has "x": use digits, with . or 0 for a blank below 5'),
+    ("run new.png --grid [[1,2]", "--grid is not valid JSON"),
+    ("run new.png --grid [7]", "expected a list of rows"),
+    ("run new.png --grid nowhere.json", "nowhere.json does not exist"),
+    ("arc_run new.png --grid 12/34", "--grid of an ARC model needs --id TASK as well"),
+    ("arc_run new.png --grid 12/345 --id x", r"--grid has rows of \[2, 3\] cells: give equal ones, at most 6 by 6"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "message"), EXTRACTS)
+def test_extracting(sandbox: Sandbox, arguments: str, message: str) -> None:
+    if "sudoku.png" in arguments:
+        Path("sudoku.png").write_bytes(b"")
+    sandbox.assert_refused("extract", arguments, message)
+
+
+REPORTS = [
+    ("report", "sudoku out", "sudoku holds no captured trajectories: make them with evaluate.py"),
+    ("report", "nowhere out", "nowhere holds no captured trajectories"),
+    ("report", "seen out --start 1", "--start 1: seen has 1 rows, give 0 to 0"),
+    ("report", "seen out --start -1", "--start -1 must be at least 0"),
+    ("report", "seen out --max 0", "--max 0 must be at least 1"),
+    ("report", "seen run/config.yaml", "run/config.yaml cannot be written"),
+    ("report", "arc_seen out --data-root nowhere", "nowhere, the data set of the capture, does not exist"),
+    ("report", "arc_seen out --data-root sudoku", "sudoku is not the data set that was captured .hash"),
+    ("analyze", "seen out", "seen holds sudoku puzzles: scripts.generate_report_from_preds reports on them"),
+    ("analyze", "arc_seen out --data-root sudoku", "sudoku is not the data set that was captured"),
+    ("analyze", "run out", "run does not name its data set: give --data-root"),
+    ("analyze", "run out --data-root arc", "run/attempts.json does not exist"),
+    ("analyze", "run out --data-root sudoku", "sudoku/test_puzzles.json does not exist"),
+    ("analyze", "other.json out --data-root arc", "arc has no task 00000000, which other.json answers"),
+    ("analyze", "pairs.json out --data-root arc", r"pairs.json: task \w+ needs a list of \d test pairs"),
+    ("analyze", "grids.json out --data-root arc", r"grids.json: task \w+: expected attempts with a grid of colours"),
+    ("analyze", "run run/config.yaml --data-root arc", "run/config.yaml cannot be written"),
+]
+
+
+@pytest.mark.parametrize(("command", "arguments", "message"), REPORTS)
+def test_looking_at_results(sandbox: Sandbox, command: str, arguments: str, message: str) -> None:
+    assert run("extract", "run seen --row 0")[0] == run("extract", "arc_run arc_seen --row 0")[0] == 0
+    name, task = next(iter(json.loads(Path("arc/test_puzzles.json").read_text()).items()))
+    one_pair, pairs = [{"attempt_1": [[0, 1], [2]]}], len(task["test"])
+    for file, content in (("other", {"0" * 8: []}), ("pairs", {name: []}), ("grids", {name: one_pair * pairs})):
+        Path(f"{file}.json").write_text(json.dumps(content))
+    sandbox.assert_refused(command, arguments, message)
+
+
+DAMAGES = {
+    "header cut": (lambda: cut("seen/capture.json"), "capture.json is not valid JSON"),
+    "no header": (lambda: Path("seen/capture.json").unlink(), "seen holds no captured trajectories"),
+    "another file": (lambda: Path("seen/capture.json").write_text("{}"), "is no header of trajectories"),
+    "newer": (lambda: edit_json("seen/capture.json", version=2), "capture.json: key version: .*; capture again"),
+    "outside": (
+        lambda: edit_json("seen/capture.json", chunks=[{"file": "../run.npz", "set_name": "all", "rows": 1}]),
+        "key chunks.0.file: ",
+    ),
+    "fewer rows": (
+        lambda: edit_json("seen/capture.json", chunks=[{"file": "rank0-00000.npz", "set_name": "all", "rows": 2}]),
+        "rank0-00000.npz is damaged: row_index has 1 rows",
+    ),
+    "chunk cut": (lambda: cut("seen/rank0-00000.npz"), "rank0-00000.npz cannot be read"),
+    "chunk gone": (lambda: Path("seen/rank0-00000.npz").unlink(), "rank0-00000.npz cannot be read"),
+    "bit flipped": (lambda: flip_bit("seen/rank0-00000.npz", 0.04), "rank0-00000.npz is damaged"),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGES)
+def test_damaged_captures(sandbox: Sandbox, name: str) -> None:
+    damage, message = DAMAGES[name]
+    assert run("extract", "run seen --row 0")[0] == 0
+    damage()
+    sandbox.assert_refused("report", "seen out", message)

@@ -1,0 +1,210 @@
+"""What is captured: the evaluation's own numbers, step by step, in a file that gives its figures again."""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import evaluate
+import pretrain
+from datasets.puzzle_dataset import PuzzleDataset
+from evaluators import build_evaluators
+from models.act import ACTModel
+from models.losses import softmax_confidence, stablemax_confidence, stablemax_cross_entropy
+from tests.training.runs import TRM, overrides
+from training import distributed
+from training.cli import run_cli
+from training.config import load_config
+from training.recount import COUNTED, recount
+from training.trained import open_trained
+from trajectories import capturing, store
+from trajectories.capturing import record_rows, size_warning, weights_hash
+from trajectories.store import Capture, open_capture
+
+
+def seen(tmp_path: Path, run: Path, *more: str) -> Capture:
+    assert run_cli(evaluate.main, [f"checkpoint={run}", "device=cpu", f"output_dir={tmp_path}", *more]) == 0
+    return open_capture(tmp_path)
+
+
+@pytest.fixture
+def eager(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Overrides for early halting of a model that, at each step, wants to halt on half of the rows."""
+
+    def wants(model: ACTModel, outputs: dict[str, torch.Tensor]) -> torch.Tensor:
+        return outputs["q_halt_logits"] > outputs["q_halt_logits"].median()
+
+    monkeypatch.setattr(ACTModel, "wants_to_halt", wants)
+    return ["act_eval=early", "act_eval_confidence=1e-6"]
+
+
+def written(folder: Path, name: str) -> Any:
+    return json.loads((folder / name).read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize("kind", ["sudoku", "arc"])
+@pytest.mark.parametrize("early", [False, True])
+def test_the_file_gives_the_figures_again(
+    kind: str, early: bool, eager: list[str], captured: Path, tmp_path: Path
+) -> None:
+    more = eager if early else []
+    capture = seen(tmp_path, captured / f"run-{kind}", "eval_save_outputs=[preds]", "eval_batch_size=5", *more)
+    evaluators = build_evaluators(capture.header.evaluators, capture.header.sources)
+    figures, by_step = recount(capture.chunks(COUNTED), capture.header.max_steps, evaluators)
+    assert figures == written(tmp_path, "metrics.json")["figures"]
+    assert by_step == written(tmp_path, "act_steps.json")
+    assert capture.complete and ("Sudoku/exact" if kind == "sudoku" else "ARC/pass@2") in figures
+    assert (capture.array("steps").min() < capture.header.max_steps) == early
+
+
+def test_capturing_changes_no_figure(captured: Path, tmp_path: Path) -> None:
+    assert run_cli(evaluate.main, [f"checkpoint={captured / 'run-sudoku'}", f"output_dir={tmp_path}"]) == 0
+    assert not (tmp_path / store.FOLDER).exists()
+    assert written(tmp_path, "metrics.json")["figures"] == written(captured / "seen-sudoku", "metrics.json")["figures"]
+
+
+def test_rows_are_those_of_the_model_run_by_hand(captured: Path) -> None:
+    """Every step's answer, confidence, halt logit and latents against the bare model, for all rows at once."""
+    capture = open_capture(captured / "seen-sudoku")
+    config = load_config("cfg_evaluate", [f"checkpoint={captured / 'run-sudoku'}", "device=cpu"])
+    with distributed.init("cpu") as dist:
+        head = open_trained(config, dist).model
+    batch = {name: torch.from_numpy(capture.array(name)) for name in ("inputs", "labels", "puzzle_identifiers")}
+    carry = head.initial_carry(batch)
+    for step in range(capture.header.max_steps):
+        with torch.no_grad():
+            carry, outputs = head.model(carry=carry, batch=batch, store_diffusion_trajectory=True)
+        logits = outputs["logits"]
+        np.testing.assert_array_equal(capture.array("step_preds")[:, step], logits.argmax(-1))
+        expected = {
+            "step_confidence": stablemax_confidence(logits),
+            "step_q_halt_logits": outputs["q_halt_logits"],
+            "z_H": torch.stack([cycle["z_H"] for cycle in outputs["trajectory"]["all_h_cycles"]], 1),
+            "z_L": torch.stack([cycle["z_L_list"][-1] for cycle in outputs["trajectory"]["all_h_cycles"]], 1),
+        }
+        for name, tensor in expected.items():
+            np.testing.assert_allclose(capture.array(name)[:, step], tensor, atol=1e-3 if "conf" in name else 1e-5)
+        np.testing.assert_array_equal(capture.array("step_wants_to_halt")[:, step], outputs["q_halt_logits"] > 0)
+        # An ACT step ends with its last H-cycle.
+        np.testing.assert_array_equal(capture.array("cycle_preds")[:, step, -1], logits.argmax(-1))
+    assert (capture.array("cycle_preds")[:, :, 0] != capture.array("cycle_preds")[:, :, -1]).any()
+    assert capture.header.provenance["weights_sha256"] == weights_hash(head)
+
+
+def test_rows_come_in_the_order_of_the_data_set(
+    captured: Path, eager: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Early halting finishes rows in another order than they began, in chunks of a few rows."""
+    monkeypatch.setattr(store, "CHUNK_ROWS", 3)
+    more = [*eager, "eval_batch_size=4", "eval_save_outputs=[preds]"]
+    capture = seen(tmp_path, captured / "run-sudoku", *more)
+    as_written = np.concatenate([rows["row_index"] for _, rows in capture.chunks(["row_index"])])
+    assert as_written.tolist() != list(range(16))
+    assert len(capture.header.chunks) > 3
+    whole = PuzzleDataset([captured / "sudoku"], "test").test_rows(np.arange(16))
+    np.testing.assert_array_equal(capture.row_index, np.arange(16))
+    np.testing.assert_array_equal(capture.array("inputs"), whole["inputs"])
+    np.testing.assert_array_equal(capture.array("labels", np.array([7, 2])), whole["labels"][[7, 2]])
+
+
+def test_rows_that_halt_early_keep_their_answer(captured: Path, eager: list[str], tmp_path: Path) -> None:
+    capture = seen(tmp_path, captured / "run-sudoku", *eager, "eval_save_outputs=[preds,logits]")
+    steps, preds, logits = (capture.array(name) for name in ("steps", "step_preds", "step_logits"))
+    assert steps.min() < capture.header.max_steps
+    active, halted = capture.array("step_active"), capture.array("step_halted")
+    assert active[:, 0].all() and (active.sum(1) == steps).all()
+    assert (halted == ~active | (np.arange(1, preds.shape[1] + 1) == steps[:, None])).all()
+    for row, last in enumerate(steps):
+        assert (preds[row, last - 1 :] == preds[row, last - 1]).all()
+    np.testing.assert_array_equal(logits.argmax(-1), preds)
+
+
+@pytest.mark.parametrize("depth", ["eval", "layer"])
+def test_only_the_rows_asked_for(depth: str, captured: Path, tmp_path: Path) -> None:
+    more = [f"capture.depth={depth}", "capture.rows=[9,2]", "eval_batch_size=4"]
+    capture = seen(tmp_path, captured / "run-sudoku", *more)
+    assert capture.row_index.tolist() == [2, 9] and not capture.complete
+    everything = open_capture(captured / "seen-sudoku")
+    np.testing.assert_array_equal(capture.array("step_preds"), everything.array("step_preds", np.array([2, 9])))
+    if depth == "layer":
+        z_L = capture.array("z_L")
+        assert z_L.shape[1:4] == (3, 2, 2)  # ACT steps, H-cycles, L-cycles
+        np.testing.assert_allclose(z_L[:, :, :, -1], everything.array("z_L", np.array([2, 9])), atol=1e-5)
+
+
+def test_training_captures_too(captured: Path, tmp_path: Path) -> None:
+    command = overrides(TRM, captured / "sudoku", tmp_path, "max_steps=2", "eval_save_outputs=[preds,q_halt_logits]")
+    assert run_cli(pretrain.main, command) == 0
+    capture = open_capture(tmp_path / "eval/step_2")
+    assert capture.header.provenance["step"] == 2 and len(capture) == 8
+
+
+def test_confidence_is_that_of_the_distribution_trained_with() -> None:
+    logits = torch.randn(4, 5, 7, generator=torch.Generator().manual_seed(0)) * 4
+    likeliest = logits.argmax(-1)
+    expected = torch.exp(-stablemax_cross_entropy(logits, likeliest))
+    torch.testing.assert_close(stablemax_confidence(logits).double(), expected, atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(softmax_confidence(logits), logits.softmax(-1).amax(-1))
+
+
+def test_a_large_capture_is_announced(captured: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    config = load_config("cfg_evaluate", [f"checkpoint={captured / 'run-sudoku'}", "device=cpu"])
+    with distributed.init("cpu") as dist:
+        trained = open_trained(config, dist)
+    assert size_warning(trained.model, "layer", (), 16, 16, tmp_path / "new") is None
+    batch = {**trained.dataset.test_rows(np.arange(2)), "row_index": np.arange(2)}
+    rows = record_rows(trained.model, batch, "layer", torch.device("cpu"))
+    recorded = sum(array.nbytes for name, array in rows.items() if name.startswith(("step_", "cycle_", "z_"))) // 2
+    monkeypatch.setattr(capturing, "GIGABYTE", 10 * recorded)
+    said = size_warning(trained.model, "layer", (), 16, 5, tmp_path / "new")
+    assert (
+        said is not None and "16 rows" in said and " 1.6 GB before compression" in said and "0.5 GB of memory" in said
+    )
+
+
+def test_a_capture_is_whole_or_absent(captured: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    first = seen(tmp_path, captured / "run-sudoku", "eval_save_outputs=[preds]")
+
+    def fail(path: Path, rows: object) -> None:
+        path.write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(store, "_write_archive", fail)
+    command = [f"checkpoint={captured / 'run-sudoku'}", f"output_dir={tmp_path}", "capture.depth=eval"]
+    assert run_cli(evaluate.main, command) == 2
+    assert len(open_capture(tmp_path)) == len(first)
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
+
+
+def test_nothing_in_a_capture_is_unpickled(captured: Path, tmp_path: Path) -> None:
+    capture = seen(tmp_path, captured / "run-sudoku", "eval_save_outputs=[preds]")
+    with zipfile.ZipFile(capture.folder / capture.header.chunks[0].file, "w") as archive:
+        for name in ("row_index", "step_preds"):
+            with archive.open(f"{name}.npy", "w") as file:
+                content = np.arange(16) if name == "row_index" else np.array([print] * 16, object)
+                np.lib.format.write_array(file, content)
+    with pytest.raises(ValueError, match=r"damaged .*allow_pickle=False"):
+        open_capture(tmp_path).array("step_preds")
+
+
+@pytest.mark.parametrize("arch", ["hrm", "transformers_baseline", "trm_hier6"])
+def test_other_architectures(arch: str, captured: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """All can be captured step by step; into the recursion goes only what has the latents z_H and z_L."""
+    paths = [f"data_paths=[{captured / 'sudoku'}]", f"checkpoint_path={tmp_path / 'run'}", "device=cpu", "max_steps=1"]
+    assert run_cli(pretrain.main, ["experiment=smoke", f"arch={arch}", *paths]) == 0
+    assert len(seen(tmp_path / "eval", tmp_path / "run", "capture.depth=eval")) == 16
+    deep = [f"checkpoint={tmp_path / 'run'}", "device=cpu", f"output_dir={tmp_path / 'deep'}", "capture.depth=layer"]
+    capsys.readouterr()
+    if arch == "hrm":
+        assert run_cli(evaluate.main, deep) == 0
+        assert open_capture(tmp_path / "deep").array("cycle_preds").ndim == 4
+    else:
+        assert run_cli(evaluate.main, deep) == 2
+        assert "capture.depth=layer: " in (said := capsys.readouterr().err) and "or capture.depth=eval" in said
+        assert not (tmp_path / "deep").exists()

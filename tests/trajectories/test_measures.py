@@ -1,0 +1,82 @@
+"""What is measured of a solve, on courses made by hand."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from trajectories.measures import Course, answers, drift, reliability
+
+
+def course(preds: list[list[list[int]]], labels: list[list[int]], **fields: object) -> Course:
+    """Two cells a row, the first given where ``given`` says so."""
+    tokens = np.array(preds)
+    rows, steps, _ = tokens.shape
+    blank: dict[str, object] = {
+        "given": np.zeros(np.shape(labels), bool),
+        "confidence": np.ones(tokens.shape),
+        "q_halt": np.zeros((rows, steps)),
+        "wants_to_halt": np.zeros((rows, steps), bool),
+        "steps": np.full(rows, steps),
+    }
+    return Course(preds=tokens, labels=np.array(labels), **{**blank, **fields})  # type: ignore[arg-type]
+
+
+# Solved at step 2 and staying so; solved at step 1 and lost; never solved; without labels.
+FOUR = course(
+    [[[1, 3], [1, 2], [1, 2]], [[1, 2], [1, 2], [4, 2]], [[5, 5], [4, 4], [4, 4]], [[1, 1], [1, 1], [1, 1]]],
+    [[1, 2], [1, 2], [1, 2], [-100, -100]],
+    wants_to_halt=np.array([[0, 1, 1], [0, 0, 0], [1, 0, 1], [1, 1, 1]], bool),
+)
+
+
+def test_when_a_puzzle_is_solved_settled_and_lost() -> None:
+    assert FOUR.solved_at.tolist() == [2, 1, 0, 0]
+    assert FOUR.settled_at.tolist() == [2, 3, 2, 1]
+    assert FOUR.halts_at.tolist() == [2, 0, 1, 1]
+    assert FOUR.lost.tolist() == [False, True, False, False]
+    assert FOUR.changes.sum((1, 2)).tolist() == [1, 1, 2, 0]
+
+
+def test_given_cells_are_not_asked_for() -> None:
+    one = course([[[1, 3], [1, 2]]], [[1, 2]], given=np.array([[True, False]]))
+    assert one.share_right().tolist() == [[0.0, 1.0]]
+    assert course([[[1, 3], [1, 2]]], [[1, 2]]).share_right().tolist() == [[0.5, 1.0]]
+
+
+def test_halting_table_counts_steps_that_were_run_and_rows_with_labels() -> None:
+    assert FOUR.halting_table().tolist() == [[2, 2], [2, 3]]
+    assert FOUR.halting_table(3).tolist() == [[1, 1], [0, 1]]
+    short = course([[[1, 2], [1, 2]]], [[1, 2]], steps=np.array([1]))
+    assert short.halting_table().sum() == 1
+
+
+def test_reliability_by_bin() -> None:
+    found = reliability(np.array([0.0, 0.05, 0.55, 1.0, 0.97]), np.array([False, True, True, True, False]))
+    assert found.count.tolist() == [2, 0, 0, 0, 0, 1, 0, 0, 0, 2]
+    assert found.probability[[0, 5, 9]] == pytest.approx([0.025, 0.55, 0.985])
+    assert found.share[[0, 5, 9]].tolist() == [0.5, 1.0, 0.5]
+    assert found.calibration_error == pytest.approx((2 * 0.475 + 0.45 + 2 * 0.485) / 5)
+
+
+def test_drift_of_known_vectors() -> None:
+    latents = np.array([[[[1.0, 0.0]], [[0.0, 1.0]], [[0.0, 3.0]]]])  # turned by a right angle, then lengthened
+    found = drift(latents)
+    assert found.change == pytest.approx([np.sqrt(2), 2])
+    assert found.cosine == pytest.approx([0, 1])
+
+
+def test_answers_in_numbers() -> None:
+    found = answers(FOUR)
+    assert found["puzzles"] == 3 and found["solved in the end"] == pytest.approx(1 / 3)
+    assert found["solved after the first ACT step"] == pytest.approx(1 / 3)
+    assert found["ACT steps until first solved, mean of those ever solved"] == 1.5
+    assert found["ACT steps until the answer settles, mean"] == pytest.approx(7 / 3)
+    assert found["right after some step, wrong in the end"] == pytest.approx(1 / 3)
+    assert found["cells changed after the first step, mean of solved puzzles"] == 1
+    assert found["cells changed after the first step, mean of unsolved puzzles"] == 1.5
+    assert found["says it is done and is"] == found["is solved and says it is done"] == 0.5
+    # Full confidence at every cell: the error is the share of wrong ones, 3 and 3 of 6.
+    assert found["calibration error of cells, first step"] == pytest.approx(3 / 6)
+    assert found["calibration error of halting, last step"] == pytest.approx(0.5 - 1 / 3)
+    assert answers(course([[[1, 1]]], [[-100, -100]])) == {}

@@ -1,0 +1,4 @@
+"use strict";
+
+setTheme(preferredTheme());
+document.getElementById("theme").addEventListener("click", () => setTheme(otherTheme()));

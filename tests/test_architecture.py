@@ -125,6 +125,16 @@ def test_nothing_imports_entry_points_or_scripts() -> None:
     assert found == []
 
 
+def test_nothing_but_its_entry_point_imports_the_hybrid() -> None:
+    """So that `hybrid_pipeline` and `hybrid_train.py` can be deleted and the rest stays as it is."""
+    importers = {
+        name_of(path).partition("/")[0]
+        for path in all_sources()
+        if any(name.partition(".")[0] == "hybrid_pipeline" for _, name in imports(parse(path)))
+    }
+    assert importers <= {"hybrid_pipeline", "hybrid_train.py"}
+
+
 def test_modules_are_short() -> None:
     lengths = {name_of(path): len(path.read_text(encoding="utf-8").splitlines()) for path in all_sources()}
     assert {name: length for name, length in lengths.items() if length >= MAX_MODULE_LINES} == {}

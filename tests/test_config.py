@@ -20,6 +20,9 @@ from training.diffusion_schema import DiffusionTrainConfig
 from training.evaluate_schema import EvaluateConfig
 
 CHOICES = [(group, choice) for group, choices in config_groups("cfg_pretrain").items() for choice in choices]
+HYBRID_GROUPS = {
+    group: of for group, of in config_groups("cfg_hybrid_train").items() if group in ("texts", "llm", "hybrid")
+}
 HEAD_CHOICES = [
     (group, choice)
     for group, choices in config_groups("cfg_diffusion_train").items()
@@ -73,7 +76,9 @@ def test_every_architecture_smokes(arch: str) -> None:
 
 def test_every_file_is_a_choice_an_entry_point_or_a_list_of_presets() -> None:
     choices = {CONFIG_DIR / group / f"{choice}.yaml" for group, choice in CHOICES + HEAD_CHOICES}
-    entry_points = {CONFIG_DIR / f"cfg_{name}.yaml" for name in ("pretrain", "evaluate", "diffusion_train")}
+    entry_points = set(CONFIG_DIR.glob("cfg_*.yaml"))
+    # tests/hybrid_pipeline reads these
+    choices |= {CONFIG_DIR / group / f"{choice}.yaml" for group, of in HYBRID_GROUPS.items() for choice in of}
     lists = set((CONFIG_DIR / "ablation").glob("*.yaml"))  # tests/training/test_ablation.py reads them
     assert set(CONFIG_DIR.rglob("*.yaml")) == choices | entry_points | lists
 

@@ -14,7 +14,7 @@ from hybrid_pipeline.build import set_stage
 from hybrid_pipeline.schema import CONFIG, HybridTrainConfig
 from tests.training.runs import TRM, build_small_arc, differences, overrides, records, whole_state
 from training.cli import run_cli
-from training.config import load_config
+from training.config import config_groups, load_config
 from training.distributed import Distributed
 from training.step import train_step
 
@@ -118,3 +118,21 @@ def test_another_setting_is_another_run(tmp_path: Path, capsys: pytest.CaptureFi
     assert run(tmp_path, "max_steps=1") == 0
     assert run(tmp_path, "max_steps=2", "text=shuffled") == 2
     assert "text=" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("group", "choice"),
+    [(group, choice) for group in ("hybrid", "llm") for choice in config_groups(CONFIG)[group]] + [("texts", "larc")],
+)
+def test_every_choice_composes(group: str, choice: str) -> None:
+    path = ["texts.path=somewhere"] if choice == "larc" else []
+    config = load_config(CONFIG, [f"{group}={choice}", *path], HybridTrainConfig)
+    name = {"hybrid": config.hybrid.injection, "llm": config.llm.model, "texts": config.texts.kind}[group]
+    assert name == choice
+
+
+def test_help_names_the_keys(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        hybrid_train.main(["--help"])
+    text = capsys.readouterr().out
+    assert "python hybrid_train.py" in text and "hybrid.injection=input" in text and "hybrid=carry|input" in text

@@ -163,3 +163,14 @@ def test_rows_keep_their_text_until_they_halt() -> None:
     carry, _ = model(carry=carry, batch=batch(1, 2))
     carry, _ = model(carry=carry, batch=batch(3, 3))
     assert carry.current_data["texts"].tolist() == [1, 2]
+
+
+def test_a_carry_is_told_once() -> None:
+    """Only rows that start: later steps would add the same text on top of what became of it."""
+    model = build(injection="carry")
+    model.inner.starting = torch.tensor([True, False])
+    before = model.inner.empty_carry(2)
+    after, _, _ = model.inner.prepare(before, batch(1, 1))
+    for name in ("z_H", "z_L"):
+        changed = (getattr(before, name) != getattr(after, name)).flatten(1).any(1)
+        assert changed.tolist() == [True, False]

@@ -37,9 +37,11 @@ from training.ablation import (
     cost_of,
     read_list,
     read_run,
+    read_timing,
     schedule_overrides,
     steps_for,
     table,
+    what_is_missing,
 )
 from training.ablation_plots import plot_ablation
 from training.cli import run_cli
@@ -224,11 +226,13 @@ def _time_steps(plan: Plan, rows: Sequence[Row], pool: Pool) -> None:
     for job, problem in pool.run(jobs):
         row, folder = by_name[job.name], job.log.parent
         row.error = problem
-        timed = read_run(folder / "run", 0, plan.timed_steps, plan.ablation.score)
-        if problem is None and timed is not None:
-            row.measured_ms = timed.ms
+        if problem is None:
+            row.measured_ms = read_timing(folder / "run", plan.timed_steps)
+        if row.measured_ms is not None:
             _write(folder / "ms.json", row.measured_ms)
             shutil.rmtree(folder / "run" / "checkpoints", ignore_errors=True)
+        elif problem is None and not pool.should_stop():
+            row.error = f"its timing ended before step {plan.timed_steps}"
         found = "stopped" if row.measured_ms is None else f"{row.measured_ms:.1f} ms a step"
         print(f"timed {row.name}: {row.error or found}", flush=True)
 
@@ -275,8 +279,10 @@ def _train(plan: Plan, rows: Sequence[Row], pool: Pool, report: Callable[[], str
         assert row.steps is not None
         run = read_run(plan.run_dir(row.name, seed), seed, row.steps, plan.ablation.score)
         if run is None and problem is None:
-            print(f"{job.name}: stopped before its end", flush=True)
-            continue
+            if pool.should_stop():
+                print(f"{job.name}: stopped before its end", flush=True)
+                continue
+            problem = what_is_missing(plan.run_dir(row.name, seed), row.steps, plan.ablation.score)
         row.runs.append(run or Run(seed, error=problem))
         score = row.runs[-1].figures.get(plan.ablation.score)
         print(f"{job.name}: {problem or f'{plan.ablation.score} {score:.4f}'}", flush=True)

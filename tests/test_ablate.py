@@ -10,6 +10,7 @@ import pytest
 
 from scripts import ablate
 from tests.training.runs import build_sudoku_4x4
+from training.ablation import FOLDER
 from training.cli import run_cli
 
 # Writes what a run of so many steps would, at 10 ms a step and 20 for HRM; `fails` names architectures that do not.
@@ -25,6 +26,8 @@ steps, ms = int(given["max_steps"]), 20.0 if given.get("arch") == "hrm" else 10.
 records = [{"step": step, "train/ms_per_step": ms, "train/lm_loss": 1 / step} for step in range(1, steps + 1)]
 records[0]["train/ms_per_step"] = 5000.0
 records.append({"step": steps, "eval/all/exact_accuracy": 0.5 + int(given.get("seed", 0)) / 10, "eval/all/rows": 4})
+if given.get("evaluators") != "[]":
+    records[-1]["eval/Sudoku/exact"] = 0.25
 run = pathlib.Path(given["checkpoint_path"])
 run.mkdir(parents=True, exist_ok=True)
 (run / "metrics.jsonl").write_text("".join(json.dumps(record) + "\\n" for record in records))
@@ -136,6 +139,34 @@ def test_a_failing_preset_is_reported_and_stops_no_other(
     assert "Failed" not in (tmp_path / "steps" / "table.md").read_text()
 
 
+def with_score(score: str, folder: Path) -> str:
+    """The smoke list, in a file, with another figure to compare by."""
+    content = (FOLDER / "smoke.yaml").read_text().replace("score: all/exact_accuracy", f"score: {score}")
+    assert f"score: {score}\n" in content
+    (folder / "list.yaml").write_text(content)
+    return str(folder / "list.yaml")
+
+
+def test_a_score_that_no_evaluation_has_is_a_failure(
+    sudoku: Path, tmp_path: Path, trainer: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = [with_score("all/exact", tmp_path), *command(sudoku, tmp_path / "out", "--steps", "3")[1:]]
+    for _ in range(2):
+        with pytest.raises(SystemExit) as ended:
+            ablate.main([*given, "--presets", "trm"])
+        assert ended.value.code == 1
+        said = capsys.readouterr().out
+        assert "- trm: seed 0: its evaluation has no figure all/exact, only all/exact_accuracy, all/rows" in said
+        assert "not finished" not in said
+
+
+def test_steps_are_timed_without_the_evaluator_that_has_the_score(sudoku: Path, tmp_path: Path, trainer: Path) -> None:
+    given = [with_score("Sudoku/exact", tmp_path), *command(sudoku, tmp_path / "out", "--seconds", "1")[1:]]
+    assert run_cli(ablate.main, [*given, "--presets", "trm"]) == 0
+    (run,) = report(tmp_path / "out")["trm"]["runs"]
+    assert run["figures"]["Sudoku/exact"] == 0.25
+
+
 def test_no_run_starts_after_the_time_for_it(
     sudoku: Path, tmp_path: Path, trainer: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -145,6 +176,18 @@ def test_no_run_starts_after_the_time_for_it(
     assert "not finished: trm, hrm; the same command goes on" in capsys.readouterr().out
     assert run_cli(ablate.main, command(sudoku, tmp_path / "out", *options)) == 0
     assert calls(trainer) == ["hrm-s0", "trm-s0"]
+
+
+@pytest.mark.parametrize("ending", ["time.sleep(60)", "sys.exit(0)"])  # before it has a handler, and with one
+@pytest.mark.parametrize("budget", ["--steps", "--seconds"])
+def test_a_stop_is_no_failure(
+    ending: str, budget: str, sudoku: Path, tmp_path: Path, trainer: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stopping = f"import os, signal, sys, time; os.kill(os.getppid(), signal.SIGTERM); {ending}"
+    (trainer / "trainer.py").write_text(stopping)
+    assert run_cli(ablate.main, command(sudoku, tmp_path / "out", budget, "5", "--presets", "trm,hrm")) == 0
+    said = capsys.readouterr().out
+    assert "stopped" in said and "Failed" not in said and "not finished: trm, hrm; the same command goes on" in said
 
 
 @pytest.mark.parametrize(

@@ -186,6 +186,22 @@ def read_run(run_dir: Path, seed: int, steps: int, score: str) -> Run | None:
     return None
 
 
+def what_is_missing(run_dir: Path, steps: int, score: str) -> str:
+    """Why there is no run to read although its command ended well."""
+    records = [record for record in read_metrics(run_dir) if record["step"] == steps]
+    given = {key: value for record in records for key, value in record.items() if value is not None}
+    found = [key.removeprefix("eval/") for key in given if key.startswith("eval/")]
+    if not found:
+        return f"it ended without an evaluation after step {steps}"
+    return f"its evaluation has no figure {score}, only {', '.join(found)}"
+
+
+def read_timing(run_dir: Path, steps: int) -> float | None:
+    """Milliseconds of a step, of a run without an evaluation; None if it has not got through all steps."""
+    through = any(record["step"] == steps and record.get("train/ms_per_step") for record in read_metrics(run_dir))
+    return step_ms(run_dir) if through else None
+
+
 def table(ablation: AblationList, rows: Sequence[Row], facts: Mapping[str, str]) -> str:
     """Markdown: the title, what was done how, a line for each preset, and the trivial answer."""
     columns = ["preset", "parameters", "GFLOP a step", "ms a step", "steps", "training, s"]

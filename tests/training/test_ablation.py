@@ -20,10 +20,12 @@ from training.ablation import (
     common_amount,
     read_list,
     read_run,
+    read_timing,
     schedule_overrides,
     step_ms,
     steps_for,
     table,
+    what_is_missing,
 )
 from training.config import load_config
 
@@ -86,6 +88,19 @@ def test_a_run_counts_once_it_was_evaluated_after_its_last_step(tmp_path: Path) 
     assert read_run(run, 3, 4, "all/exact") == Run(3, {"all/exact": 0.5, "all/rows": 8}, 12.0)
     assert read_run(run, 3, 5, "all/exact") is None and read_run(run, 3, 4, "all/other") is None
     assert math.isnan(step_ms(tmp_path / "nothing"))
+
+
+def test_what_is_missing_in_a_run_that_ended_well(tmp_path: Path) -> None:
+    run = write_records(tmp_path, {"step": 2, "eval/all/exact": 0.5}, {"step": 4, "train/ms_per_step": 9.0})
+    assert what_is_missing(run, 4, "all/exact") == "it ended without an evaluation after step 4"
+    write_records(run, {"step": 4, "eval/all/exact": 0.5, "eval/all/rows": 8})
+    assert what_is_missing(run, 4, "pass@1") == "its evaluation has no figure pass@1, only all/exact, all/rows"
+
+
+def test_a_timing_counts_once_it_is_through_and_needs_no_evaluation(tmp_path: Path) -> None:
+    records = [{"step": step, "train/ms_per_step": ms} for step, ms in ((1, 900.0), (2, 10.0), (3, 12.0), (4, 11.0))]
+    assert read_timing(write_records(tmp_path, *records), 4) == 11.0
+    assert read_timing(tmp_path, 5) is None and read_timing(tmp_path / "nothing", 4) is None
 
 
 def rows() -> list[Row]:

@@ -19,7 +19,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ from datasets.common import InputError, read_json
 from datasets.puzzle_dataset import PuzzleDataset
 from training.ablation import (
     AblationList,
+    Amount,
     Budget,
     Row,
     Run,
@@ -94,7 +95,8 @@ def main(argv: list[str]) -> None:
         pool = Pool(devices, timeout=args.timeout, should_stop=lambda: stop.requested, closed=closed)
         if plan.budget.seconds is not None:
             _time_steps(plan, rows, pool)
-        if _settle_steps(plan, rows):
+        if settled := _settle_steps(plan, rows):
+            facts |= settled
             _train(plan, rows, pool, lambda: _report(plan, rows, facts))
     print(_report(plan, rows, facts))
     plot_ablation(plan.out / "ablation.png", plan.ablation, rows, _run_dirs(plan, rows))
@@ -188,11 +190,9 @@ def _check_folder(plan: Plan) -> None:
 def _facts(plan: Plan, rows: Sequence[Row], devices: Sequence[str]) -> dict[str, str]:
     config = load_config("cfg_pretrain", plan.overrides(rows[0].name))
     data = PuzzleDataset(config.data_paths, "train", seed=config.seed, max_puzzles=config.max_train_puzzles)
-    budget = plan.budget
-    amount = f"{budget.seconds:g} s of the slowest" if budget.seconds else f"{budget.steps} steps of {rows[0].name}"
     return {
         "data": f"{', '.join(config.data_paths)}: {data.metadata.total_groups:,} training puzzles or tasks",
-        "matched": f"{budget.match}, {amount}",
+        "matched": f"{plan.budget.match}, not settled yet",
         "seeds": f"{plan.seeds}, from 0; sd is that of a sample",
         "checkpoint": "the last, averaged weights where the preset has them",
         "recipe": " ".join(plan.ablation.base),
@@ -237,26 +237,30 @@ def _time_steps(plan: Plan, rows: Sequence[Row], pool: Pool) -> None:
         print(f"timed {row.name}: {row.error or found}", flush=True)
 
 
-def _settle_steps(plan: Plan, rows: Sequence[Row]) -> bool:
-    """Give every row its number of steps; false as long as steps remain to be timed for that. What all have in common
-    is settled once for a folder."""
-    file = plan.out / "amount.json"
+def _settle_steps(plan: Plan, rows: Sequence[Row]) -> dict[str, str]:
+    """Give every row its number of steps; what the report says of that, nothing as long as steps remain to be timed.
+
+    What all have in common is settled once for a folder.
+    """
+    file, limit = plan.out / "amount.json", plan.budget.seconds
+    budget = replace(plan.budget, seconds=None if limit is None else MARGIN * limit)
     timed = {row.name: row.measured_ms for row in rows if row.measured_ms is not None}
-    if plan.budget.seconds is not None and any(row.name not in timed and not row.error for row in rows):
-        return False
-    if file.exists():
-        amount = read_json(file)
-    else:
-        costs = {row.name: row.cost for row in rows if not row.error}
-        if not costs:
-            return False
-        seconds = None if plan.budget.seconds is None else MARGIN * plan.budget.seconds
-        amount = common_amount(costs, timed, Budget(plan.budget.match, seconds, plan.budget.steps))
-        _write(file, amount)
-    for row in rows:
-        if not row.error:
-            row.steps = steps_for(row.cost, row.measured_ms, plan.budget.match, amount)
-    return True
+    ready = [row for row in rows if not row.error]
+    if not ready or (limit is not None and any(row.name not in timed for row in ready)):
+        return {}
+    if not file.exists():
+        _write(file, asdict(common_amount({row.name: row.cost for row in ready}, timed, budget)))
+    found = read_json(file)
+    if not isinstance(found, dict):
+        raise InputError(f"{file} does not say which preset settled it: name another --out")
+    amount = Amount(**found)
+    for row in ready:
+        row.steps = steps_for(row.cost, row.measured_ms, budget.match, amount.value)
+    facts = {"matched": amount.text(budget)}
+    taken = {row.name: row.steps * timed[row.name] / 1000 for row in ready if row.steps and limit is not None}
+    if longer := [f"{name}, some {seconds:.0f} s" for name, seconds in taken.items() if seconds > (limit or 0)]:
+        facts["longer than asked for"] = f"{'; '.join(longer)}: the amount is that of {amount.preset}"
+    return facts
 
 
 def _train(plan: Plan, rows: Sequence[Row], pool: Pool, report: Callable[[], str]) -> None:

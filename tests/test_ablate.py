@@ -118,6 +118,25 @@ def test_what_is_done_is_not_done_again(sudoku: Path, tmp_path: Path, trainer: P
     assert all(last[name]["steps"] == first[name]["steps"] for name in first)
 
 
+def test_the_report_says_what_settled_the_budget(sudoku: Path, tmp_path: Path, trainer: Path) -> None:
+    def facts(*options: str) -> dict[str, str]:
+        out = tmp_path / options[0].strip("-")
+        assert run_cli(ablate.main, command(sudoku, out, *options)) == 0
+        return json.loads((out / "ablation.json").read_text())["facts"]
+
+    alone = facts("--steps", "40", "--presets", "trm")
+    assert alone["matched"].startswith("flops, 40 steps of trm: ")
+    assert facts("--steps", "40", "--presets", "coarse_to_fine,trm")["matched"] == alone["matched"]
+    # 970 steps of 10 ms are 9.7 s; HRM's take 20 ms.
+    timed = facts("--seconds", "10", "--match", "steps", "--presets", "trm")
+    assert (
+        timed["matched"] == "steps, 9.7 s of trm, the slowest: 970 steps each" and "longer than asked for" not in timed
+    )
+    joined = facts("--seconds", "10", "--match", "steps", "--presets", "hrm,trm")
+    assert joined["matched"] == timed["matched"]
+    assert joined["longer than asked for"] == "hrm, some 19 s: the amount is that of trm"
+
+
 def test_a_failing_preset_is_reported_and_stops_no_other(
     sudoku: Path, tmp_path: Path, trainer: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -99,16 +99,38 @@ class Budget:
     steps: int | None = None
 
 
-def common_amount(costs: Mapping[str, Cost], ms: Mapping[str, float], budget: Budget) -> float:
-    """The amount (operations, steps or seconds) that the presets in `costs` have in common; `ms` of a step by preset,
-    where `budget` is one of seconds."""
+@dataclass(frozen=True)
+class Amount:
+    """Operations, steps or seconds of every run, and the preset that settled it unless the budget says it outright."""
+
+    value: float
+    preset: str | None = None
+
+    def text(self, budget: Budget) -> str:
+        """What was matched, and where the amount came from."""
+        if self.preset is None:
+            return f"{budget.match}, {self.value:g} each"
+        given = f"{budget.steps} steps of {self.preset}"
+        if budget.seconds is not None:
+            given = f"{budget.seconds:g} s of {self.preset}, the slowest"
+        each = f"{math.floor(self.value)} steps" if budget.match == "steps" else f"{self.value / 1e12:.4g} TFLOP"
+        return f"{budget.match}, {given}: {each} each"
+
+
+def common_amount(costs: Mapping[str, Cost], ms: Mapping[str, float], budget: Budget) -> Amount:
+    """What the presets in `costs` have in common; `ms` of a step by preset, where `budget` is one of seconds."""
+    of_a_step = {name: 1.0 if budget.match == "steps" else cost.flops for name, cost in costs.items()}
     if budget.seconds is None:
         assert budget.steps is not None and budget.match != "seconds"
-        return budget.steps * (1.0 if budget.match == "steps" else next(iter(costs.values())).flops)
+        if budget.match == "steps":
+            return Amount(budget.steps)
+        first = next(iter(costs))
+        return Amount(budget.steps * of_a_step[first], first)
     if budget.match == "seconds":
-        return budget.seconds
-    longest = {name: 1000 * budget.seconds / ms[name] for name in costs}
-    return min(longest[name] * (1.0 if budget.match == "steps" else cost.flops) for name, cost in costs.items())
+        return Amount(budget.seconds)
+    longest = {name: 1000 * budget.seconds / ms[name] * of_a_step[name] for name in costs}
+    slowest = min(longest, key=longest.__getitem__)
+    return Amount(longest[slowest], slowest)
 
 
 def steps_for(cost: Cost, ms: float | None, match: Match, amount: float) -> int:

@@ -39,7 +39,7 @@ LIST = AblationList(
 
 def steps_of(budget: Budget, ms: dict[str, float] = MS) -> dict[str, int]:
     amount = common_amount(COSTS, ms, budget)
-    return {name: steps_for(cost, ms.get(name), budget.match, amount) for name, cost in COSTS.items()}
+    return {name: steps_for(cost, ms.get(name), budget.match, amount.value) for name, cost in COSTS.items()}
 
 
 @pytest.mark.parametrize(
@@ -59,6 +59,20 @@ def test_what_presets_get_alike(budget: Budget, expected: dict[str, int]) -> Non
     assert found == expected
     if budget.seconds is not None:
         assert all(MS[name] * steps / 1000 <= budget.seconds for name, steps in found.items())
+
+
+@pytest.mark.parametrize(
+    ("budget", "said"),
+    [
+        (Budget("flops", seconds=10), "flops, 10 s of small, the slowest: 5e-09 TFLOP each"),
+        (Budget("steps", seconds=10), "steps, 10 s of large, the slowest: 200 steps each"),
+        (Budget("seconds", seconds=10), "seconds, 10 each"),
+        (Budget("flops", steps=100), "flops, 100 steps of small: 1e-09 TFLOP each"),
+        (Budget("steps", steps=100), "steps, 100 each"),
+    ],
+)
+def test_what_settled_the_amount_is_said(budget: Budget, said: str) -> None:
+    assert common_amount(COSTS, MS, budget).text(budget) == said
 
 
 def test_steps_that_divide_the_amount_are_not_lost_to_rounding() -> None:

@@ -27,6 +27,7 @@ from training.build import build_model, model_config
 from training.config import CONFIG_DIR
 from training.config_errors import describe
 from training.config_schema import PretrainConfig, Section, Text
+from training.curriculum import at_depth, spans
 from training.flops import step_flops
 from training.metrics_file import read_metrics
 
@@ -71,7 +72,8 @@ def read_list(name: str) -> AblationList:
 
 @dataclass(frozen=True)
 class Cost:
-    """Trained parameters (without the puzzle table), and operations of a step on the whole batch."""
+    """Trained parameters (without the puzzle table), and operations of a step on the whole batch, the mean of a run's
+    where its recursion deepens."""
 
     parameters: int
     flops: float
@@ -83,7 +85,10 @@ def cost_of(config: PretrainConfig) -> Cost:
     settings = model_config(config.arch, data.metadata, config.rows_at_once(1), torch.device("cpu"))
     with torch.device("meta"):
         model = build_model(config.arch, settings, torch.device("meta"))
-    of_a_row = step_flops(cast(Any, SimpleNamespace(model=model)))
+    of_a_row = 0.0
+    for start, share in spans(config.depth_curriculum):
+        with at_depth(model.model.inner, config.depth_curriculum, start):
+            of_a_row += share * step_flops(cast(Any, SimpleNamespace(model=model)))
     return Cost(sum(p.numel() for p in model.parameters()), of_a_row * config.global_batch_size)
 
 

@@ -36,6 +36,12 @@ def check_stages(stages: Sequence[DepthStage], hyperparameters: dict[str, Any]) 
             raise ValueError(f"depth_curriculum: until={other.until} does not come after until={one.until}")
 
 
+def spans(stages: Sequence[DepthStage]) -> list[tuple[float, float]]:
+    """Where each stage begins and its share of the run, both in [0, 1]; the last is what comes after all stages."""
+    starts = [0.0, *(stage.until for stage in stages)]
+    return [(start, end - start) for start, end in pairwise([*starts, 1.0])]
+
+
 @contextlib.contextmanager
 def at_depth(inner: Any, stages: Sequence[DepthStage], progress: float) -> Iterator[None]:
     """`inner` recurs as the stage of `progress` in [0, 1) says, inside; after the last stage as it always does."""

@@ -217,7 +217,10 @@ def test_a_stop_is_no_failure(
         (["--steps", "3", "--match", "seconds"], "--match seconds needs --seconds"),
         (["--steps", "3", "--presets", "trm,nothing"], "--presets nothing: the list smoke has trm, trm_mlp"),
         (["--steps", "3", "--presets", "trm", "arch.hiden_size=3"], "preset trm: arch.hiden_size=3: unknown key"),
-        (["--steps", "3", "--presets", "coarse_to_fine", "arch.levels=[[3,3],[9,9]]"], "ends with 9x9, which is 81"),
+        (
+            ["--steps", "3", "--presets", "coarse_to_fine", "arch.levels=[[3,3],[9,9]]"],
+            "preset coarse_to_fine: arch.levels ends with 9x9, which is 81",
+        ),
         (["--steps", "3", "--gpus", "99"], "--gpus 99, but PyTorch finds"),
     ],
 )

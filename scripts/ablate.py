@@ -25,7 +25,7 @@ from typing import Any
 
 import torch
 
-from datasets.common import InputError, read_json
+from datasets.common import InputError, check_folder, read_json
 from datasets.puzzle_dataset import PuzzleDataset
 from training.ablation import (
     AblationList,
@@ -46,7 +46,7 @@ from training.ablation import (
 )
 from training.ablation_plots import plot_ablation
 from training.cli import run_cli
-from training.config import load_config
+from training.config import compose_mapping, load_config
 from training.files import written_aside
 from training.jobs import CPU, Job, Pool, devices_of
 from training.signals import StopRequest
@@ -161,7 +161,24 @@ def _plan(args: argparse.Namespace) -> Plan:
     chosen = {name: found.presets[name] for name in names}
     ablation = found.model_copy(update={"base": [*found.base, *args.overrides], "presets": chosen})
     out = args.out or Path("runs") / f"ablation-{Path(args.list).stem}"
-    return Plan(ablation, Budget(args.match, args.seconds, args.steps), args.seeds, out, args.timed_steps)
+    plan = Plan(ablation, Budget(args.match, args.seconds, args.steps), args.seeds, out, args.timed_steps)
+    check_folder(out, f"--out {out}")
+    for name in names:
+        _check_path(plan.run_dir(name, 0))
+    return plan
+
+
+def _check_path(run_dir: Path) -> None:
+    """`InputError` for a path with characters that mean something else in an override."""
+    try:
+        found = compose_mapping("cfg_pretrain", [f"checkpoint_path={run_dir}"], allow_missing=True)["checkpoint_path"]
+    except InputError:
+        found = None
+    if found != str(run_dir):
+        raise InputError(
+            f"{run_dir}: no run could be told to write there, use letters, digits and any of /-_. in --out and in the "
+            "names of presets"
+        )
 
 
 def _row(plan: Plan, preset: str) -> Row:

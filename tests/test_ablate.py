@@ -232,6 +232,33 @@ def test_wrong_input_is_told_before_anything_runs(
     assert calls(trainer) == [] and not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("name", ["lr=1e-3", "a,b", "a{b}", "${seed}", "a#b"])
+def test_a_folder_that_no_run_could_be_given_is_refused(
+    name: str, sudoku: Path, tmp_path: Path, trainer: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / name
+    assert run_cli(ablate.main, command(sudoku, out, "--steps", "3", "--presets", "trm")) == 2
+    assert "no run could be told to write there" in capsys.readouterr().err
+    assert calls(trainer) == [] and not out.exists()
+
+
+def test_a_preset_whose_name_is_no_folder_is_refused(
+    sudoku: Path, tmp_path: Path, trainer: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "list.yaml").write_text((FOLDER / "smoke.yaml").read_text().replace("  no_ema:", "  ema=false:"))
+    given = [str(tmp_path / "list.yaml"), *command(sudoku, tmp_path / "out", "--steps", "3")[1:]]
+    assert run_cli(ablate.main, given) == 2
+    assert "out/runs/ema=false-s0: no run could be told to write there" in capsys.readouterr().err
+
+
+def test_a_folder_that_cannot_be_made_is_refused(
+    sudoku: Path, tmp_path: Path, trainer: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").touch()
+    assert run_cli(ablate.main, command(sudoku, tmp_path / "file/out", "--steps", "3", "--presets", "trm")) == 2
+    assert "file is a file; give a directory" in capsys.readouterr().err
+
+
 def test_a_folder_holds_one_ablation(
     sudoku: Path, tmp_path: Path, trainer: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

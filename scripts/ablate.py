@@ -84,7 +84,7 @@ def main(argv: list[str]) -> None:
     available = torch.cuda.device_count()
     devices = devices_of(available if args.gpus is None else args.gpus, available)
     rows = [_row(plan, name) for name in plan.ablation.presets]
-    _check_folder(plan)
+    _check_same_ablation(plan)
     facts = _facts(plan, rows, devices)
     started = time.monotonic()
 
@@ -191,7 +191,7 @@ def _row(plan: Plan, preset: str) -> Row:
     return Row(preset, plan.ablation.presets[preset], cost)
 
 
-def _check_folder(plan: Plan) -> None:
+def _check_same_ablation(plan: Plan) -> None:
     """Record what the folder's runs have in common; `InputError` where it holds others."""
     file = plan.out / "settings.json"
     known = read_json(file) if file.exists() else {"presets": {}}

@@ -30,6 +30,7 @@ from training.checkpoint import load_checkpoint, save_checkpoint
 from training.cli import run_cli
 from training.config import load_config
 from training.config_schema import PretrainConfig
+from training.curriculum import check_depths
 from training.distributed import Distributed
 from training.evaluation import STEPS_FILE, check_batch_size, evaluate
 from training.lock import exclusive
@@ -69,6 +70,7 @@ def main(argv: list[str]) -> None:
     with distributed.init(config.device) as dist:
         run = prepare(config, dist)
         model = build_model(config.arch, run.model_config, dist.device, config.seed)
+        check_depths(config.depth_curriculum, model.model.config)
         state = create_state(model, config, run.train_set.metadata, dist)
         restore(run, state)
         if config.compile if config.compile is not None else dist.device.type == "cuda":

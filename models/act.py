@@ -19,7 +19,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 
-from models.kernels import Kernels, find
+from models.kernels import LONGEST_MIX, Kernels, find
 from models.sparse_embedding import CastedSparseEmbedding
 from models.trajectory import HCycle, check_recordable, make_trajectory
 
@@ -82,6 +82,11 @@ class ACTConfig(BaseModel):
             raise ValueError("arch.kernels=triton has a kernel for arch.mlp_t=true only: leave it out")
         if self.kernels == "triton" and importlib.util.find_spec("triton") is None:
             raise ValueError('arch.kernels=triton needs the package triton: pip install -e ".[kernels]"')
+        if self.kernels == "triton" and self.latent_length > LONGEST_MIX:
+            raise ValueError(
+                f"arch.kernels=triton mixes {LONGEST_MIX} positions at most and there are {self.latent_length}: "
+                "leave it out"
+            )
         return self
 
     @model_validator(mode="after")
@@ -108,9 +113,10 @@ class ACTConfig(BaseModel):
     def dtype(self) -> torch.dtype:
         return getattr(torch, self.forward_dtype)
 
-    def find_kernels(self) -> Kernels:
-        """What takes the place of the plain path's parts on the current device."""
-        shape = {"length": self.latent_length, "hidden_size": self.hidden_size, "num_heads": self.num_heads}
+    def find_kernels(self, length: int | None = None) -> Kernels:
+        """What takes the place of the plain path's parts on the current GPU, for `latent_length` positions unless a
+        `length` is given."""
+        shape = {"length": length or self.latent_length, "hidden_size": self.hidden_size, "num_heads": self.num_heads}
         return find(self.kernels, self.dtype, **shape, mlp_t=self.mlp_t)
 
 

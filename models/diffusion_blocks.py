@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, ClassVar, Literal, Protocol
 
 import torch
@@ -119,9 +120,10 @@ class HeadConfig(BaseModel):
         return getattr(torch, self.forward_dtype)
 
     def find_kernels(self) -> Kernels:
-        """What takes the place of the plain path's parts on the current device."""
+        """What takes the place of the plain path's parts on the current GPU; mixing by an MLP under modulation is
+        another than our kernel's."""
         shape = {"length": self.length, "hidden_size": self.latent_size, "num_heads": self.num_heads}
-        return find(self.kernels, self.dtype, **shape, mlp_t=self.mixes_by_mlp)
+        return replace(find(self.kernels, self.dtype, **shape, mlp_t=self.mixes_by_mlp), mix_tokens=None)
 
 
 class ModulatedConfig(HeadConfig):
@@ -218,8 +220,8 @@ class ModulatedBlock(nn.Module):
         if mixing == "mlp":
             self.mlp_t = SwiGLU(config.length, config.expansion)
         else:
-            attention = StepAttention if mixing == "steps" else Attention
-            self.self_attn = attention(size, config.num_heads, kernels)
+            heads = config.num_heads
+            self.self_attn = StepAttention(size, heads) if mixing == "steps" else Attention(size, heads, kernels)
         self.mlp = SwiGLU(size, config.expansion, kernels)
         self.modulation = Modulation(size, 6)
 

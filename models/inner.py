@@ -73,7 +73,7 @@ class RecursiveInner(nn.Module):
         """Blocks over latents of `length` positions, `latent_length` unless given."""
         config: ACTConfig = self.config
         mlp_length = (length or config.latent_length) if config.mlp_t else None
-        kernels = config.find_kernels()
+        kernels = config.find_kernels(length)
         return ReasoningModule(
             [
                 Block(

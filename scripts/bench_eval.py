@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 
+from datasets.common import InputError
 from training import distributed
 from training.build import compile_levels
 from training.cli import run_cli
@@ -58,6 +59,8 @@ def time_evaluation(trained: Trained, dist: Distributed, confidence: float | Non
 def main(argv: list[str]) -> None:
     config: Any = load_config("cfg_evaluate", argv)
     with distributed.init(config.device) as dist:
+        if dist.world_size > 1:
+            raise InputError("bench_eval times one process: start it without torchrun")
         trained = open_trained(config, dist)
         if dist.device.type == "cuda":
             compile_levels(trained.model)

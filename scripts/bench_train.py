@@ -32,7 +32,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from datasets.common import PuzzleDatasetMetadata
+from datasets.common import InputError, PuzzleDatasetMetadata
 from models.losses import ACTLossHead
 from training import distributed
 from training.build import build_model, compile_levels, model_config
@@ -247,6 +247,8 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--json", type=Path, help="write the figures to this file as well")
     args = parser.parse_args(argv)
     dist = distributed.init("cpu" if args.tiny else "auto")
+    if args.profile and dist.device.type != "cuda":
+        raise InputError(f"--profile shows kernels of a GPU, and this runs on {dist.device}: leave it out")
     clock = Clock(dist.device, *((1, 2) if args.tiny else (8, 20)))
     peak = matmul_tflops(dist.device, clock, 64 if args.tiny else 8192)
     cudnn = torch.backends.cudnn.version() if dist.device.type == "cuda" else None

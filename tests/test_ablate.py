@@ -221,6 +221,10 @@ def test_a_stop_is_no_failure(
             ["--steps", "3", "--presets", "coarse_to_fine", "arch.levels=[[3,3],[9,9]]"],
             "preset coarse_to_fine: arch.levels ends with 9x9, which is 81",
         ),
+        (
+            ["--steps", "3", "--presets", "six_z", "depth_curriculum=[{until: 0.5, H_cycles: 1, L_cycles: 7}]"],
+            "preset six_z: depth_curriculum: the stage until=0.5",
+        ),
         (["--steps", "3", "--gpus", "99"], "--gpus 99, but PyTorch finds"),
     ],
 )

@@ -27,7 +27,7 @@ from training.build import build_model, model_config
 from training.config import CONFIG_DIR
 from training.config_errors import describe
 from training.config_schema import PretrainConfig, Section, Text
-from training.curriculum import at_depth, spans
+from training.curriculum import at_depth, check_depths, spans
 from training.flops import step_flops
 from training.metrics_file import read_metrics
 
@@ -85,6 +85,7 @@ def cost_of(config: PretrainConfig) -> Cost:
     settings = model_config(config.arch, data.metadata, config.rows_at_once(1), torch.device("cpu"))
     with torch.device("meta"):
         model = build_model(config.arch, settings, torch.device("meta"))
+    check_depths(config.depth_curriculum, model.model.config)
     of_a_row = 0.0
     for start, share in spans(config.depth_curriculum):
         with at_depth(model.model.inner, config.depth_curriculum, start):

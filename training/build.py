@@ -33,12 +33,18 @@ def model_config(
     }
     if settings.get("forward_dtype") == "auto":
         settings["forward_dtype"] = "bfloat16" if device.type == "cuda" else "float32"
-    kernels = settings.get("kernels", "torch")
-    if kernels != "torch" and device.type != "cuda" and not os.environ.get("TRITON_INTERPRET"):
-        if kernels == "triton":
-            warn(f"arch.kernels=triton is for GPUs: on {device.type} the plain path computes the same")
-        settings["kernels"] = "torch"
-    return settings
+    return settings | kernels_on(device, settings)
+
+
+def kernels_on(device: torch.device, settings: dict[str, Any]) -> dict[str, str]:
+    """The key ``kernels`` of `settings`, if it is there, as it is on `device`: the plain path where there is no GPU,
+    unless Triton is told to interpret its own."""
+    kind = settings.get("kernels", "torch")
+    if kind == "torch" or device.type == "cuda" or (kind == "triton" and os.environ.get("TRITON_INTERPRET")):
+        return {}
+    if kind == "triton":
+        warn(f"arch.kernels=triton is for GPUs: on {device.type} the plain path computes the same")
+    return {"kernels": "torch"}
 
 
 def build_model(arch: ArchConfig, config: dict[str, Any], device: torch.device, seed: int = 0) -> ACTLossHead:

@@ -1,4 +1,4 @@
-"""A curriculum on recursion depth: the first steps of a run recur less, which costs less and learns as much.
+"""A curriculum on recursion depth: the first steps of a run recur less, and so cost less.
 
 The progressive depth curriculum of CGAR (Qasim and Zhang 2025, arXiv 2511.08653): (H, L) cycles of (1, 2) for the first
 30 % of the steps, (2, 4) up to 60 %, then the model's own (3, 6). Evaluations are always at the model's own depth.
@@ -14,7 +14,10 @@ from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from datasets.common import InputError
+from training.config_errors import describe
 
 
 class DepthStage(BaseModel):
@@ -40,6 +43,17 @@ def spans(stages: Sequence[DepthStage]) -> list[tuple[float, float]]:
     """Where each stage begins and its share of the run, both in [0, 1]; the last is what comes after all stages."""
     starts = [0.0, *(stage.until for stage in stages)]
     return [(start, end - start) for start, end in pairwise([*starts, 1.0])]
+
+
+def check_depths(stages: Sequence[DepthStage], config: BaseModel) -> None:
+    """`InputError` for a stage that the architecture, whose model has this `config`, cannot recur in."""
+    for stage in stages:
+        depth = stage.model_dump(exclude={"until"})
+        try:
+            type(config)(**config.model_dump() | depth)
+        except ValidationError as error:
+            said = describe(error, ())
+            raise InputError(f"depth_curriculum: the stage until={stage.until}, {depth}: {said}") from error
 
 
 @contextlib.contextmanager

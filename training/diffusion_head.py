@@ -22,6 +22,7 @@ from diffusion.process import NoiseProcess
 from diffusion.schedule import alphas_cumprod, check_terminal_snr
 from models import load_class
 from models.diffusion_blocks import DiffusionHead
+from training.build import kernels_on
 from training.checkpoint import load_checkpoint, resolve_checkpoint
 from training.config import validate_config
 from training.config_errors import describe, show
@@ -106,8 +107,7 @@ def build_head(
     """
     process = build_process(noise)
     normalizer = LatentNormalizer.identity(LATENT_TYPES, settings["latent_size"])
-    if device.type != "cuda":
-        settings = {key: value for key, value in settings.items() if key != "kernels"}
+    settings = settings | kernels_on(device, settings)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         try:

@@ -82,7 +82,7 @@ class OwnPath:
             self.lanes = harvested
         else:
             ahead = self._advanced(self.lanes, step)
-            self.lanes = ahead.where(self._restarts(step) | (ahead.act_step > self.teacher.halt_max_steps), harvested)
+            self.lanes = ahead.where(self._restarts(step) | self._at_end(ahead), harvested)
         return self._replaced(batch, own, self.lanes)
 
     def saved(self) -> tuple[range, dict[str, Tensor]]:
@@ -129,6 +129,12 @@ class OwnPath:
             act_step=lanes.act_step + (row == 0),
             puzzle=lanes.puzzle,
         )
+
+    def _at_end(self, lanes: Lanes) -> Tensor:
+        """Which lanes have nowhere to go: after the last ACT step, and after any where the next one's x is another."""
+        if not self.teacher.model.model.inner.fixed_x:
+            return lanes.row == 0
+        return lanes.act_step > self.teacher.halt_max_steps
 
     def _restarts(self, step: int) -> Tensor:
         """Which lanes start anew instead of going on, bool [n]."""

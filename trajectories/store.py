@@ -14,6 +14,7 @@ import shutil
 import zipfile
 import zlib
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Literal
 
@@ -91,6 +92,7 @@ class TrajectoryWriter:
     """Writes one rank's rows, and on rank 0 the header; a context manager that leaves whole captures or none.
 
     Every rank is given the same `folder`; `gather` hands rank 0 the chunks of all of them, and returns None elsewhere.
+    A chunk is compressed in a thread of its own, while the next one is captured.
     """
 
     def __init__(self, folder: Path, header: Header, *, rank: int = 0, gather: Any = lambda chunks: [chunks]):
@@ -99,6 +101,8 @@ class TrajectoryWriter:
         self._chunks: list[Chunk] = []
         self._pending: list[Rows] = []
         self._pending_rows, self._pending_set = 0, ""
+        self._thread = ThreadPoolExecutor(1)
+        self._writing: Future[None] | None = None
 
     def __enter__(self) -> TrajectoryWriter:
         if self._rank == 0:
@@ -114,11 +118,13 @@ class TrajectoryWriter:
                 self._finish()
                 finished = True
         finally:
+            self._thread.shutdown()
             if not finished:
                 shutil.rmtree(self._aside, ignore_errors=True)
 
     def _finish(self) -> None:
         self._flush()
+        self._settle()
         gathered = self._gather(self._chunks)
         if gathered is None:
             return
@@ -143,14 +149,21 @@ class TrajectoryWriter:
             return
         name = f"rank{self._rank}-{len(self._chunks):05}.npz"
         rows = {key: np.concatenate([part[key] for part in self._pending]) for key in self._pending[0]}
+        self._settle()
+        self._writing = self._thread.submit(_write_archive, self._aside / name, rows)
+        self._chunks.append(Chunk(file=name, set_name=self._pending_set, rows=self._pending_rows))
+        self._pending, self._pending_rows = [], 0
+
+    def _settle(self) -> None:
+        """Wait until the last chunk is on disk."""
+        if self._writing is None:
+            return
         try:
-            _write_archive(self._aside / name, rows)
+            self._writing.result()
         except OSError as error:
             raise InputError(
                 f"{self._folder} cannot be written: {error.strerror}; make room or capture less"
             ) from error
-        self._chunks.append(Chunk(file=name, set_name=self._pending_set, rows=self._pending_rows))
-        self._pending, self._pending_rows = [], 0
 
 
 def _write_archive(path: Path, rows: Rows) -> None:

@@ -9,7 +9,9 @@ measured on Hopper GPUs (docs/performance.md); elsewhere ``auto`` is the plain p
 
 from __future__ import annotations
 
-import importlib.util
+import functools
+import importlib
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -20,7 +22,9 @@ from models.kernels.attention import attend, is_faster
 from models.kernels.swiglu import gated_mlp
 
 HOPPER = 9  # major compute capability
-WIDTHS = 16  # of which the library's products take multiples
+LONGEST_MIX = 128  # positions that our kernel's tile has room for on the chip
+WIDTHS = 16  # of which QuACK's products take multiples
+HEAD_WIDTHS, WIDEST_HEAD = 8, 128  # what FlashAttention-4 takes
 
 
 @dataclass(frozen=True)
@@ -43,23 +47,32 @@ PLAIN = Kernels()
 
 
 def find(kind: str, dtype: torch.dtype, *, length: int, hidden_size: int, num_heads: int, mlp_t: bool) -> Kernels:
-    """The kernels of a `kind` (``torch``, ``triton``, ``auto``) for blocks of this shape on the current device."""
+    """The kernels of a `kind` (``torch``, ``triton``, ``auto``) for blocks of this shape on the current GPU."""
     if kind == "torch":
         return PLAIN
     if kind == "triton":
         return Kernels(mix_tokens=_mix_tokens())
     if dtype == torch.float32 or not torch.cuda.is_available() or torch.cuda.get_device_capability()[0] != HOPPER:
         return PLAIN
+    head_dim = hidden_size // num_heads
     return Kernels(
-        mix_tokens=_mix_tokens() if mlp_t and _installed("triton") else None,
-        gated_mlp=gated_mlp if _installed("quack") and hidden_size % WIDTHS == 0 else None,
-        attention=None if mlp_t else _attention(length, num_heads, hidden_size // num_heads),
+        mix_tokens=_mix_tokens() if mlp_t and length <= LONGEST_MIX and _imports("triton") else None,
+        gated_mlp=gated_mlp if hidden_size % WIDTHS == 0 and _imports("quack.gemm_interface") else None,
+        attention=None if mlp_t else _attention(length, num_heads, head_dim),
     )
 
 
-def _installed(package: str) -> bool:
-    parent = package.partition(".")[0]
-    return importlib.util.find_spec(parent) is not None and importlib.util.find_spec(package) is not None
+@functools.cache
+def _imports(module: str) -> bool:
+    """Whether an optional package is there and works; one that is there and does not is named on stderr, once."""
+    try:
+        importlib.import_module(module)
+    except ModuleNotFoundError:
+        return False
+    except (ImportError, OSError, RuntimeError, TypeError, AttributeError) as error:
+        print(f"warning: kernels=auto goes without {module}: {' '.join(str(error).split())[:200]}", file=sys.stderr)
+        return False
+    return True
 
 
 def _mix_tokens() -> Callable[[Tensor, Tensor, Tensor, float], Tensor]:
@@ -69,4 +82,5 @@ def _mix_tokens() -> Callable[[Tensor, Tensor, Tensor, float], Tensor]:
 
 
 def _attention(length: int, heads: int, head_dim: int) -> Callable[[Tensor, Tensor, Tensor], Tensor] | None:
-    return attend if _installed("flash_attn.cute") and is_faster(length, heads, head_dim) else None
+    fits = head_dim % HEAD_WIDTHS == 0 and head_dim <= WIDEST_HEAD
+    return attend if fits and _imports("flash_attn.cute.interface") and is_faster(length, heads, head_dim) else None

@@ -3,8 +3,10 @@ operations around them, with PyTorch in the libraries' place."""
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import sys
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -13,12 +15,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from models import kernels
+from models import kernels, load_class
 from models.kernels import PLAIN, Kernels, find
 from models.kernels import swiglu as swiglu_kernel
-from models.kernels.attention import attend, attend_plainly, is_faster
+from models.kernels.attention import attend, attend_plainly
 from models.kernels.swiglu import gated_mlp
 from models.layers import Attention, Block, RotaryEmbedding, SwiGLU
+from models.recursive_reasoning.trm import TinyRecursiveReasoningModel_ACTV1Config as TRMConfig
+from training.config import load_config
+from training.config_schema import PretrainConfig
 from training.flops import forward_flops
 
 HOPPER = torch.cuda.is_available() and torch.cuda.get_device_capability()[0] == 9
@@ -173,11 +178,11 @@ def pretend(
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability)
-    monkeypatch.setattr(kernels, "_installed", lambda name: name in installed)
+    monkeypatch.setattr(kernels, "_imports", lambda name: name in installed)
     monkeypatch.setattr(kernels, "is_faster", lambda *_: faster)
 
 
-EVERYTHING = {"triton", "quack", "flash_attn.cute"}
+EVERYTHING = {"triton", "quack.gemm_interface", "flash_attn.cute.interface"}
 
 
 @pytest.mark.parametrize(
@@ -185,10 +190,15 @@ EVERYTHING = {"triton", "quack", "flash_attn.cute"}
     [
         (EVERYTHING, True, {}, "gated_mlp, attention"),
         (EVERYTHING, False, {}, "gated_mlp"),
-        ({"flash_attn.cute"}, True, {}, "attention"),
+        ({"flash_attn.cute.interface"}, True, {}, "attention"),
         (EVERYTHING, True, {"mlp_t": True}, "mix_tokens, gated_mlp"),
+        (EVERYTHING, True, {"mlp_t": True, "length": 128}, "mix_tokens, gated_mlp"),
+        (EVERYTHING, True, {"mlp_t": True, "length": 129}, "gated_mlp"),
         ({"triton"}, True, {"mlp_t": True}, "mix_tokens"),
-        (EVERYTHING, True, {"hidden_size": 40}, "attention"),
+        (EVERYTHING, True, {"hidden_size": 48, "num_heads": 6}, "gated_mlp, attention"),
+        (EVERYTHING, True, {"hidden_size": 40, "num_heads": 5}, "attention"),
+        (EVERYTHING, True, {"hidden_size": 512, "num_heads": 12}, "gated_mlp"),  # heads of 42 channels
+        (EVERYTHING, True, {"hidden_size": 512, "num_heads": 2}, "gated_mlp"),  # of 256
         (set(), True, {}, "plain"),
     ],
 )
@@ -208,7 +218,32 @@ def test_auto_is_the_plain_path_where_nothing_was_measured(monkeypatch: pytest.M
     assert find("auto", torch.bfloat16, **SHAPE, mlp_t=False) == PLAIN
 
 
-@pytest.mark.skipif(not HOPPER or importlib.util.find_spec("flash_attn") is None, reason="needs a Hopper GPU")
-def test_the_comparison_of_attention_answers_once() -> None:
-    assert is_faster(97, 8, 64) in (True, False)
-    assert is_faster.cache_info().currsize >= 1
+def test_a_package_that_does_not_import_is_done_without(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "broken_kernels.py").write_text("raise ImportError('undefined symbol: cuInit')")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assert not kernels._imports("no_such_kernels")
+    assert capsys.readouterr().err == ""
+    assert not kernels._imports("broken_kernels") and not kernels._imports("broken_kernels")
+    assert capsys.readouterr().err == "warning: kernels=auto goes without broken_kernels: undefined symbol: cuInit\n"
+    assert kernels._imports("json")
+
+
+def test_our_kernel_is_refused_where_its_tile_has_no_room() -> None:
+    config = load_config("cfg_pretrain", ["experiment=sudoku_mlp", "arch.kernels=triton"])
+    assert isinstance(config, PretrainConfig)
+    shapes: Any = {"batch_size": 1, "vocab_size": 11, "num_puzzle_identifiers": 2}
+    for cells, fits in ((112, True), (113, False)):  # and 16 puzzle tokens
+        with contextlib.nullcontext() if fits else pytest.raises(ValueError, match="128 positions at most"):
+            TRMConfig(**config.arch.hyperparameters | shapes | {"seq_len": cells, "forward_dtype": "bfloat16"})
+
+
+def test_coarse_levels_are_asked_about_at_their_own_length(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+    pretend(monkeypatch, (9, 0), EVERYTHING)
+    monkeypatch.setattr(kernels, "is_faster", lambda length, *_: asked.append(length))
+    settings: dict[str, Any] = {"batch_size": 1, "seq_len": 36, "vocab_size": 8, "num_puzzle_identifiers": 2}
+    settings |= {"hidden_size": 32, "num_heads": 2, "kernels": "auto", "puzzle_emb_ndim": 32}
+    load_class("recursive_reasoning.trm@TinyRecursiveReasoningModel_ACTV1")(settings).inner.build_level(1, 5)
+    assert asked == [36 + 16, 5]  # cells and puzzle tokens

@@ -93,3 +93,14 @@ def test_stages_that_make_no_sense_are_refused(overridden: list[str], said: str)
 
 def test_other_architectures_with_cycles_may_deepen_too() -> None:
     assert load_config("cfg_pretrain", [*HRM, "data_paths=[data]", DEEPENING])
+
+
+def test_a_stage_that_the_architecture_cannot_recur_in_is_refused_before_training(
+    sudoku: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """This one has a scratchpad for each of its L-cycles, and no seventh."""
+    deeper = "depth_curriculum=[{until: 0.5, H_cycles: 1, L_cycles: 7}]"
+    arch = ["arch=trm_hier6", *TRM[1:]]
+    assert run_cli(pretrain.main, overrides(arch, sudoku, tmp_path / "run", "max_steps=4", deeper)) == 2
+    assert "depth_curriculum: the stage until=0.5" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()

@@ -19,16 +19,17 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from datasets.common import InputError, read_json
+from datasets.common import InputError, check_folder, read_json
 from datasets.puzzle_dataset import PuzzleDataset
 from training.ablation import (
     AblationList,
+    Amount,
     Budget,
     Row,
     Run,
@@ -37,13 +38,15 @@ from training.ablation import (
     cost_of,
     read_list,
     read_run,
+    read_timing,
     schedule_overrides,
     steps_for,
     table,
+    what_is_missing,
 )
 from training.ablation_plots import plot_ablation
 from training.cli import run_cli
-from training.config import load_config
+from training.config import compose_mapping, load_config
 from training.files import written_aside
 from training.jobs import CPU, Job, Pool, devices_of
 from training.signals import StopRequest
@@ -81,7 +84,7 @@ def main(argv: list[str]) -> None:
     available = torch.cuda.device_count()
     devices = devices_of(available if args.gpus is None else args.gpus, available)
     rows = [_row(plan, name) for name in plan.ablation.presets]
-    _check_folder(plan)
+    _check_same_ablation(plan)
     facts = _facts(plan, rows, devices)
     started = time.monotonic()
 
@@ -92,7 +95,8 @@ def main(argv: list[str]) -> None:
         pool = Pool(devices, timeout=args.timeout, should_stop=lambda: stop.requested, closed=closed)
         if plan.budget.seconds is not None:
             _time_steps(plan, rows, pool)
-        if _settle_steps(plan, rows):
+        if settled := _settle_steps(plan, rows):
+            facts |= settled
             _train(plan, rows, pool, lambda: _report(plan, rows, facts))
     print(_report(plan, rows, facts))
     plot_ablation(plan.out / "ablation.png", plan.ablation, rows, _run_dirs(plan, rows))
@@ -157,7 +161,24 @@ def _plan(args: argparse.Namespace) -> Plan:
     chosen = {name: found.presets[name] for name in names}
     ablation = found.model_copy(update={"base": [*found.base, *args.overrides], "presets": chosen})
     out = args.out or Path("runs") / f"ablation-{Path(args.list).stem}"
-    return Plan(ablation, Budget(args.match, args.seconds, args.steps), args.seeds, out, args.timed_steps)
+    plan = Plan(ablation, Budget(args.match, args.seconds, args.steps), args.seeds, out, args.timed_steps)
+    check_folder(out, f"--out {out}")
+    for name in names:
+        _check_path(plan.run_dir(name, 0))
+    return plan
+
+
+def _check_path(run_dir: Path) -> None:
+    """`InputError` for a path with characters that mean something else in an override."""
+    try:
+        found = compose_mapping("cfg_pretrain", [f"checkpoint_path={run_dir}"], allow_missing=True)["checkpoint_path"]
+    except InputError:
+        found = None
+    if found != str(run_dir):
+        raise InputError(
+            f"{run_dir}: no run could be told to write there, use letters, digits and any of /-_. in --out and in the "
+            "names of presets"
+        )
 
 
 def _row(plan: Plan, preset: str) -> Row:
@@ -170,7 +191,7 @@ def _row(plan: Plan, preset: str) -> Row:
     return Row(preset, plan.ablation.presets[preset], cost)
 
 
-def _check_folder(plan: Plan) -> None:
+def _check_same_ablation(plan: Plan) -> None:
     """Record what the folder's runs have in common; `InputError` where it holds others."""
     file = plan.out / "settings.json"
     known = read_json(file) if file.exists() else {"presets": {}}
@@ -186,11 +207,9 @@ def _check_folder(plan: Plan) -> None:
 def _facts(plan: Plan, rows: Sequence[Row], devices: Sequence[str]) -> dict[str, str]:
     config = load_config("cfg_pretrain", plan.overrides(rows[0].name))
     data = PuzzleDataset(config.data_paths, "train", seed=config.seed, max_puzzles=config.max_train_puzzles)
-    budget = plan.budget
-    amount = f"{budget.seconds:g} s of the slowest" if budget.seconds else f"{budget.steps} steps of {rows[0].name}"
     return {
         "data": f"{', '.join(config.data_paths)}: {data.metadata.total_groups:,} training puzzles or tasks",
-        "matched": f"{budget.match}, {amount}",
+        "matched": f"{plan.budget.match}, not settled yet",
         "seeds": f"{plan.seeds}, from 0; sd is that of a sample",
         "checkpoint": "the last, averaged weights where the preset has them",
         "recipe": " ".join(plan.ablation.base),
@@ -224,35 +243,41 @@ def _time_steps(plan: Plan, rows: Sequence[Row], pool: Pool) -> None:
     for job, problem in pool.run(jobs):
         row, folder = by_name[job.name], job.log.parent
         row.error = problem
-        timed = read_run(folder / "run", 0, plan.timed_steps, plan.ablation.score)
-        if problem is None and timed is not None:
-            row.measured_ms = timed.ms
+        if problem is None:
+            row.measured_ms = read_timing(folder / "run", plan.timed_steps)
+        if row.measured_ms is not None:
             _write(folder / "ms.json", row.measured_ms)
             shutil.rmtree(folder / "run" / "checkpoints", ignore_errors=True)
+        elif problem is None and not pool.should_stop():
+            row.error = f"its timing ended before step {plan.timed_steps}"
         found = "stopped" if row.measured_ms is None else f"{row.measured_ms:.1f} ms a step"
         print(f"timed {row.name}: {row.error or found}", flush=True)
 
 
-def _settle_steps(plan: Plan, rows: Sequence[Row]) -> bool:
-    """Give every row its number of steps; false as long as steps remain to be timed for that. What all have in common
-    is settled once for a folder."""
-    file = plan.out / "amount.json"
+def _settle_steps(plan: Plan, rows: Sequence[Row]) -> dict[str, str]:
+    """Give every row its number of steps; what the report says of that, nothing as long as steps remain to be timed.
+
+    What all have in common is settled once for a folder.
+    """
+    file, limit = plan.out / "amount.json", plan.budget.seconds
+    budget = replace(plan.budget, seconds=None if limit is None else MARGIN * limit)
     timed = {row.name: row.measured_ms for row in rows if row.measured_ms is not None}
-    if plan.budget.seconds is not None and any(row.name not in timed and not row.error for row in rows):
-        return False
-    if file.exists():
-        amount = read_json(file)
-    else:
-        costs = {row.name: row.cost for row in rows if not row.error}
-        if not costs:
-            return False
-        seconds = None if plan.budget.seconds is None else MARGIN * plan.budget.seconds
-        amount = common_amount(costs, timed, Budget(plan.budget.match, seconds, plan.budget.steps))
-        _write(file, amount)
-    for row in rows:
-        if not row.error:
-            row.steps = steps_for(row.cost, row.measured_ms, plan.budget.match, amount)
-    return True
+    ready = [row for row in rows if not row.error]
+    if not ready or (limit is not None and any(row.name not in timed for row in ready)):
+        return {}
+    if not file.exists():
+        _write(file, asdict(common_amount({row.name: row.cost for row in ready}, timed, budget)))
+    found = read_json(file)
+    if not isinstance(found, dict):
+        raise InputError(f"{file} does not say which preset settled it: name another --out")
+    amount = Amount(**found)
+    for row in ready:
+        row.steps = steps_for(row.cost, row.measured_ms, budget.match, amount.value)
+    facts = {"matched": amount.text(budget)}
+    taken = {row.name: row.steps * timed[row.name] / 1000 for row in ready if row.steps and limit is not None}
+    if longer := [f"{name}, some {seconds:.0f} s" for name, seconds in taken.items() if seconds > (limit or 0)]:
+        facts["longer than asked for"] = f"{'; '.join(longer)}: the amount is that of {amount.preset}"
+    return facts
 
 
 def _train(plan: Plan, rows: Sequence[Row], pool: Pool, report: Callable[[], str]) -> None:
@@ -275,8 +300,10 @@ def _train(plan: Plan, rows: Sequence[Row], pool: Pool, report: Callable[[], str
         assert row.steps is not None
         run = read_run(plan.run_dir(row.name, seed), seed, row.steps, plan.ablation.score)
         if run is None and problem is None:
-            print(f"{job.name}: stopped before its end", flush=True)
-            continue
+            if pool.should_stop():
+                print(f"{job.name}: stopped before its end", flush=True)
+                continue
+            problem = what_is_missing(plan.run_dir(row.name, seed), row.steps, plan.ablation.score)
         row.runs.append(run or Run(seed, error=problem))
         score = row.runs[-1].figures.get(plan.ablation.score)
         print(f"{job.name}: {problem or f'{plan.ablation.score} {score:.4f}'}", flush=True)

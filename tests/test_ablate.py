@@ -10,6 +10,7 @@ import pytest
 
 from scripts import ablate
 from tests.training.runs import build_sudoku_4x4
+from training.ablation import FOLDER
 from training.cli import run_cli
 
 # Writes what a run of so many steps would, at 10 ms a step and 20 for HRM; `fails` names architectures that do not.
@@ -25,6 +26,8 @@ steps, ms = int(given["max_steps"]), 20.0 if given.get("arch") == "hrm" else 10.
 records = [{"step": step, "train/ms_per_step": ms, "train/lm_loss": 1 / step} for step in range(1, steps + 1)]
 records[0]["train/ms_per_step"] = 5000.0
 records.append({"step": steps, "eval/all/exact_accuracy": 0.5 + int(given.get("seed", 0)) / 10, "eval/all/rows": 4})
+if given.get("evaluators") != "[]":
+    records[-1]["eval/Sudoku/exact"] = 0.25
 run = pathlib.Path(given["checkpoint_path"])
 run.mkdir(parents=True, exist_ok=True)
 (run / "metrics.jsonl").write_text("".join(json.dumps(record) + "\\n" for record in records))
@@ -115,6 +118,25 @@ def test_what_is_done_is_not_done_again(sudoku: Path, tmp_path: Path, trainer: P
     assert all(last[name]["steps"] == first[name]["steps"] for name in first)
 
 
+def test_the_report_says_what_settled_the_budget(sudoku: Path, tmp_path: Path, trainer: Path) -> None:
+    def facts(*options: str) -> dict[str, str]:
+        out = tmp_path / options[0].strip("-")
+        assert run_cli(ablate.main, command(sudoku, out, *options)) == 0
+        return json.loads((out / "ablation.json").read_text())["facts"]
+
+    alone = facts("--steps", "40", "--presets", "trm")
+    assert alone["matched"].startswith("flops, 40 steps of trm: ")
+    assert facts("--steps", "40", "--presets", "coarse_to_fine,trm")["matched"] == alone["matched"]
+    # 970 steps of 10 ms are 9.7 s; HRM's take 20 ms.
+    timed = facts("--seconds", "10", "--match", "steps", "--presets", "trm")
+    assert (
+        timed["matched"] == "steps, 9.7 s of trm, the slowest: 970 steps each" and "longer than asked for" not in timed
+    )
+    joined = facts("--seconds", "10", "--match", "steps", "--presets", "hrm,trm")
+    assert joined["matched"] == timed["matched"]
+    assert joined["longer than asked for"] == "hrm, some 19 s: the amount is that of trm"
+
+
 def test_a_failing_preset_is_reported_and_stops_no_other(
     sudoku: Path, tmp_path: Path, trainer: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -136,6 +158,34 @@ def test_a_failing_preset_is_reported_and_stops_no_other(
     assert "Failed" not in (tmp_path / "steps" / "table.md").read_text()
 
 
+def with_score(score: str, folder: Path) -> str:
+    """The smoke list, in a file, with another figure to compare by."""
+    content = (FOLDER / "smoke.yaml").read_text().replace("score: all/exact_accuracy", f"score: {score}")
+    assert f"score: {score}\n" in content
+    (folder / "list.yaml").write_text(content)
+    return str(folder / "list.yaml")
+
+
+def test_a_score_that_no_evaluation_has_is_a_failure(
+    sudoku: Path, tmp_path: Path, trainer: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = [with_score("all/exact", tmp_path), *command(sudoku, tmp_path / "out", "--steps", "3")[1:]]
+    for _ in range(2):
+        with pytest.raises(SystemExit) as ended:
+            ablate.main([*given, "--presets", "trm"])
+        assert ended.value.code == 1
+        said = capsys.readouterr().out
+        assert "- trm: seed 0: its evaluation has no figure all/exact, only all/exact_accuracy, all/rows" in said
+        assert "not finished" not in said
+
+
+def test_steps_are_timed_without_the_evaluator_that_has_the_score(sudoku: Path, tmp_path: Path, trainer: Path) -> None:
+    given = [with_score("Sudoku/exact", tmp_path), *command(sudoku, tmp_path / "out", "--seconds", "1")[1:]]
+    assert run_cli(ablate.main, [*given, "--presets", "trm"]) == 0
+    (run,) = report(tmp_path / "out")["trm"]["runs"]
+    assert run["figures"]["Sudoku/exact"] == 0.25
+
+
 def test_no_run_starts_after_the_time_for_it(
     sudoku: Path, tmp_path: Path, trainer: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -147,6 +197,18 @@ def test_no_run_starts_after_the_time_for_it(
     assert calls(trainer) == ["hrm-s0", "trm-s0"]
 
 
+@pytest.mark.parametrize("ending", ["time.sleep(60)", "sys.exit(0)"])  # before it has a handler, and with one
+@pytest.mark.parametrize("budget", ["--steps", "--seconds"])
+def test_a_stop_is_no_failure(
+    ending: str, budget: str, sudoku: Path, tmp_path: Path, trainer: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stopping = f"import os, signal, sys, time; os.kill(os.getppid(), signal.SIGTERM); {ending}"
+    (trainer / "trainer.py").write_text(stopping)
+    assert run_cli(ablate.main, command(sudoku, tmp_path / "out", budget, "5", "--presets", "trm,hrm")) == 0
+    said = capsys.readouterr().out
+    assert "stopped" in said and "Failed" not in said and "not finished: trm, hrm; the same command goes on" in said
+
+
 @pytest.mark.parametrize(
     ("options", "said"),
     [
@@ -155,7 +217,14 @@ def test_no_run_starts_after_the_time_for_it(
         (["--steps", "3", "--match", "seconds"], "--match seconds needs --seconds"),
         (["--steps", "3", "--presets", "trm,nothing"], "--presets nothing: the list smoke has trm, trm_mlp"),
         (["--steps", "3", "--presets", "trm", "arch.hiden_size=3"], "preset trm: arch.hiden_size=3: unknown key"),
-        (["--steps", "3", "--presets", "coarse_to_fine", "arch.levels=[[3,3],[9,9]]"], "ends with 9x9, which is 81"),
+        (
+            ["--steps", "3", "--presets", "coarse_to_fine", "arch.levels=[[3,3],[9,9]]"],
+            "preset coarse_to_fine: arch.levels ends with 9x9, which is 81",
+        ),
+        (
+            ["--steps", "3", "--presets", "six_z", "depth_curriculum=[{until: 0.5, H_cycles: 1, L_cycles: 7}]"],
+            "preset six_z: depth_curriculum: the stage until=0.5",
+        ),
         (["--steps", "3", "--gpus", "99"], "--gpus 99, but PyTorch finds"),
     ],
 )
@@ -165,6 +234,33 @@ def test_wrong_input_is_told_before_anything_runs(
     assert run_cli(ablate.main, command(sudoku, tmp_path / "out", *options)) == 2
     assert said in capsys.readouterr().err
     assert calls(trainer) == [] and not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("name", ["lr=1e-3", "a,b", "a{b}", "${seed}", "a#b"])
+def test_a_folder_that_no_run_could_be_given_is_refused(
+    name: str, sudoku: Path, tmp_path: Path, trainer: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / name
+    assert run_cli(ablate.main, command(sudoku, out, "--steps", "3", "--presets", "trm")) == 2
+    assert "no run could be told to write there" in capsys.readouterr().err
+    assert calls(trainer) == [] and not out.exists()
+
+
+def test_a_preset_whose_name_is_no_folder_is_refused(
+    sudoku: Path, tmp_path: Path, trainer: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "list.yaml").write_text((FOLDER / "smoke.yaml").read_text().replace("  no_ema:", "  ema=false:"))
+    given = [str(tmp_path / "list.yaml"), *command(sudoku, tmp_path / "out", "--steps", "3")[1:]]
+    assert run_cli(ablate.main, given) == 2
+    assert "out/runs/ema=false-s0: no run could be told to write there" in capsys.readouterr().err
+
+
+def test_a_folder_that_cannot_be_made_is_refused(
+    sudoku: Path, tmp_path: Path, trainer: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").touch()
+    assert run_cli(ablate.main, command(sudoku, tmp_path / "file/out", "--steps", "3", "--presets", "trm")) == 2
+    assert "file is a file; give a directory" in capsys.readouterr().err
 
 
 def test_a_folder_holds_one_ablation(

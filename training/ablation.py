@@ -27,6 +27,7 @@ from training.build import build_model, model_config
 from training.config import CONFIG_DIR
 from training.config_errors import describe
 from training.config_schema import PretrainConfig, Section, Text
+from training.curriculum import at_depth, check_depths, spans
 from training.flops import step_flops
 from training.metrics_file import read_metrics
 
@@ -71,7 +72,8 @@ def read_list(name: str) -> AblationList:
 
 @dataclass(frozen=True)
 class Cost:
-    """Trained parameters (without the puzzle table), and operations of a step on the whole batch."""
+    """Trained parameters (without the puzzle table), and operations of a step on the whole batch, the mean of a run's
+    where its recursion deepens."""
 
     parameters: int
     flops: float
@@ -83,7 +85,11 @@ def cost_of(config: PretrainConfig) -> Cost:
     settings = model_config(config.arch, data.metadata, config.rows_at_once(1), torch.device("cpu"))
     with torch.device("meta"):
         model = build_model(config.arch, settings, torch.device("meta"))
-    of_a_row = step_flops(cast(Any, SimpleNamespace(model=model)))
+    check_depths(config.depth_curriculum, model.model.config)
+    of_a_row = 0.0
+    for start, share in spans(config.depth_curriculum):
+        with at_depth(model.model.inner, config.depth_curriculum, start):
+            of_a_row += share * step_flops(cast(Any, SimpleNamespace(model=model)))
     return Cost(sum(p.numel() for p in model.parameters()), of_a_row * config.global_batch_size)
 
 
@@ -99,16 +105,38 @@ class Budget:
     steps: int | None = None
 
 
-def common_amount(costs: Mapping[str, Cost], ms: Mapping[str, float], budget: Budget) -> float:
-    """The amount (operations, steps or seconds) that the presets in `costs` have in common; `ms` of a step by preset,
-    where `budget` is one of seconds."""
+@dataclass(frozen=True)
+class Amount:
+    """Operations, steps or seconds of every run, and the preset that settled it unless the budget says it outright."""
+
+    value: float
+    preset: str | None = None
+
+    def text(self, budget: Budget) -> str:
+        """What was matched, and where the amount came from."""
+        if self.preset is None:
+            return f"{budget.match}, {self.value:g} each"
+        given = f"{budget.steps} steps of {self.preset}"
+        if budget.seconds is not None:
+            given = f"{budget.seconds:g} s of {self.preset}, the slowest"
+        each = f"{math.floor(self.value)} steps" if budget.match == "steps" else f"{self.value / 1e12:.4g} TFLOP"
+        return f"{budget.match}, {given}: {each} each"
+
+
+def common_amount(costs: Mapping[str, Cost], ms: Mapping[str, float], budget: Budget) -> Amount:
+    """What the presets in `costs` have in common; `ms` of a step by preset, where `budget` is one of seconds."""
+    of_a_step = {name: 1.0 if budget.match == "steps" else cost.flops for name, cost in costs.items()}
     if budget.seconds is None:
         assert budget.steps is not None and budget.match != "seconds"
-        return budget.steps * (1.0 if budget.match == "steps" else next(iter(costs.values())).flops)
+        if budget.match == "steps":
+            return Amount(budget.steps)
+        first = next(iter(costs))
+        return Amount(budget.steps * of_a_step[first], first)
     if budget.match == "seconds":
-        return budget.seconds
-    longest = {name: 1000 * budget.seconds / ms[name] for name in costs}
-    return min(longest[name] * (1.0 if budget.match == "steps" else cost.flops) for name, cost in costs.items())
+        return Amount(budget.seconds)
+    longest = {name: 1000 * budget.seconds / ms[name] * of_a_step[name] for name in costs}
+    slowest = min(longest, key=longest.__getitem__)
+    return Amount(longest[slowest], slowest)
 
 
 def steps_for(cost: Cost, ms: float | None, match: Match, amount: float) -> int:
@@ -184,6 +212,22 @@ def read_run(run_dir: Path, seed: int, steps: int, score: str) -> Run | None:
             figures = {key.removeprefix("eval/"): value for key, value in record.items() if key.startswith("eval/")}
             return Run(seed, {key: value for key, value in figures.items() if value is not None}, step_ms(run_dir))
     return None
+
+
+def what_is_missing(run_dir: Path, steps: int, score: str) -> str:
+    """Why there is no run to read although its command ended well."""
+    records = [record for record in read_metrics(run_dir) if record["step"] == steps]
+    given = {key: value for record in records for key, value in record.items() if value is not None}
+    found = [key.removeprefix("eval/") for key in given if key.startswith("eval/")]
+    if not found:
+        return f"it ended without an evaluation after step {steps}"
+    return f"its evaluation has no figure {score}, only {', '.join(found)}"
+
+
+def read_timing(run_dir: Path, steps: int) -> float | None:
+    """Milliseconds of a step, of a run without an evaluation; None if it has not got through all steps."""
+    through = any(record["step"] == steps and record.get("train/ms_per_step") for record in read_metrics(run_dir))
+    return step_ms(run_dir) if through else None
 
 
 def table(ablation: AblationList, rows: Sequence[Row], facts: Mapping[str, str]) -> str:

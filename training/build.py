@@ -14,6 +14,7 @@ from models import load_class
 from models.layers import ReasoningModule
 from models.losses import ACTLossHead
 from training.cli import warn
+from training.config_errors import describe
 from training.config_schema import ArchConfig
 
 # With and without gradients, for each level of a coarse-to-fine model and for evaluations: more than torch allows.
@@ -53,7 +54,7 @@ def build_model(arch: ArchConfig, config: dict[str, Any], device: torch.device, 
         try:
             model = load_class(arch.name)(config)
         except ValidationError as error:
-            raise InputError(f"arch: {'; '.join(part['msg'] for part in error.errors())}") from error
+            raise InputError(describe(error, (), prefix="arch.")) from error
         head = load_class(arch.loss.name)(model, arch.loss.loss_type)
     return head.to(device)
 

@@ -77,8 +77,8 @@ def describe(error: ValidationError, names: Sequence[str], prefix: str = "") -> 
 def _describe_one(details: ErrorDetails, names: Sequence[str], prefix: str) -> str:
     kind, value, context = details["type"], details["input"], details.get("ctx", {})
     if kind == "value_error":  # one of our own checks of a combination, which names its keys
-        section = f"{prefix.removesuffix('.')}: " if prefix else ""
-        return section + str(context["error"])
+        said = str(context["error"])
+        return said if said.startswith(prefix) else f"{prefix.removesuffix('.')}: {said}"
     key = prefix + _dotted(details["loc"])
     if kind == "extra_forbidden":
         key, value = _first_leaf(key, value)

@@ -17,6 +17,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from datasets.common import InputError
+from training.config_errors import describe
 
 
 class DepthStage(BaseModel):
@@ -38,6 +39,12 @@ def check_stages(stages: Sequence[DepthStage], hyperparameters: dict[str, Any]) 
             raise ValueError(f"depth_curriculum: until={other.until} does not come after until={one.until}")
 
 
+def spans(stages: Sequence[DepthStage]) -> list[tuple[float, float]]:
+    """Where each stage begins and its share of the run, both in [0, 1]; the last is what comes after all stages."""
+    starts = [0.0, *(stage.until for stage in stages)]
+    return [(start, end - start) for start, end in pairwise([*starts, 1.0])]
+
+
 def check_depths(stages: Sequence[DepthStage], config: BaseModel) -> None:
     """`InputError` for a stage that the architecture, whose model has this `config`, cannot recur in."""
     for stage in stages:
@@ -45,7 +52,7 @@ def check_depths(stages: Sequence[DepthStage], config: BaseModel) -> None:
         try:
             type(config)(**config.model_dump() | depth)
         except ValidationError as error:
-            said = error.errors()[0]["msg"].removeprefix("Value error, ")
+            said = describe(error, ())
             raise InputError(f"depth_curriculum: the stage until={stage.until}, {depth}: {said}") from error
 
 

@@ -25,7 +25,7 @@ from models.diffusion_blocks import DiffusionHead
 from training.build import kernels_on
 from training.checkpoint import load_checkpoint, resolve_checkpoint
 from training.config import validate_config
-from training.config_errors import show
+from training.config_errors import describe, show
 from training.diffusion_schema import KIND, DiffusionSection, DiffusionTrainConfig, NoiseSection
 from training.distributed import Distributed
 from training.manifest import read_manifest
@@ -113,7 +113,7 @@ def build_head(
         try:
             head = load_class(name)(settings, process, normalizer)
         except ValidationError as error:
-            raise InputError(f"diffusion: {'; '.join(part['msg'] for part in error.errors())}") from error
+            raise InputError(describe(error, (), prefix="diffusion.")) from error
     return head.to(device)
 
 

@@ -9,6 +9,7 @@ import json
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -123,11 +124,12 @@ def measure_cost(
     x, z_H, z_L = (batch.entries[:, 0, place].contiguous() for place in range(3))
     inner, device = teacher.model.model.inner, x.device
     found: dict[str, Any] = {"device": _device_name(device), "teacher": {}, "head": {}}
-    cos_sin, carry = None if inner.rotary is None else inner.rotary(), inner.carry_class(z_H=z_H, z_L=z_L)
+    cos_sin = None if inner.rotary is None else inner.rotary()
+    carry = replace(inner.empty_carry(len(x)), z_H=z_H, z_L=z_L)
     units: dict[str, Callable[[], Any]] = {
         "application": lambda: inner.L_level(z_L, z_H + x, cos_sin),
         "h_cycle": lambda: inner.cycle(carry, x, cos_sin),
-        "act_step": lambda: inner.read_out(inner.recur(carry, x, cos_sin)),
+        "act_step": lambda: inner(carry, batch.batch),
     }
     for name, unit in units.items():
         found["teacher"][name] = {"gflop": flops[name]} | _timed(unit, len(x), device)

@@ -14,10 +14,12 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
 
 from datasets.common import InputError
+from training.cli import EXIT_INTERRUPTED
 
 POLL_SECONDS = 0.2
 PATIENCE_SECONDS = 120  # for a command that was asked to end, and is writing a checkpoint
@@ -54,7 +56,7 @@ def _never() -> bool:
 
 class Pool:
     """A place to work at for each of `devices`. A command is asked to end (SIGTERM) after `timeout` seconds, and all
-    are once `should_stop` says so; no further one starts once `closed` does."""
+    are once `should_stop` says so, which is nothing that went wrong; no further one starts once `closed` does."""
 
     def __init__(
         self,
@@ -65,38 +67,43 @@ class Pool:
         closed: Callable[[], bool] = _never,
     ):
         self._devices, self._timeout = devices, timeout
-        self._should_stop, self._closed = should_stop, closed
+        self.should_stop, self._closed = should_stop, closed
 
     def run(self, jobs: Sequence[Job]) -> Iterator[tuple[Job, str | None]]:
-        """Each job that ran, as it ends, and what went wrong; those that were not started are left out."""
-        waiting: queue.SimpleQueue[Job] = queue.SimpleQueue()
-        ended: queue.SimpleQueue[tuple[Job, str | None] | None] = queue.SimpleQueue()
-        for job in jobs:
-            waiting.put(job)
+        """Each job that ran, as it ends, and what went wrong; those that were not started are left out.
 
-        def work(device: str) -> None:
-            while not (self._should_stop() or self._closed()):
-                try:
-                    job = waiting.get_nowait()
-                except queue.Empty:
-                    break
-                ended.put((job, self._run(job, device)))
-            ended.put(None)
+        What keeps a job from running at all, as `OSError` where its log cannot be written, is raised. Commands that
+        still run are then asked to end, as they are where the caller does not wait for them.
+        """
+        free: queue.SimpleQueue[str] = queue.SimpleQueue()
+        for device in self._devices:
+            free.put(device)
+        left = threading.Event()
 
-        workers = [threading.Thread(target=work, args=(device,)) for device in self._devices]
-        for worker in workers:
-            worker.start()
-        running = len(workers)
-        while running:
-            found = ended.get()
-            if found is None:
-                running -= 1
-            else:
-                yield found
-        for worker in workers:
-            worker.join()
+        def stopping() -> bool:
+            return self.should_stop() or left.is_set()
 
-    def _run(self, job: Job, device: str) -> str | None:
+        def work(job: Job) -> tuple[bool, str | None]:
+            if stopping() or self._closed():
+                return False, None
+            device = free.get()
+            try:
+                return True, self._run(job, device, stopping)
+            finally:
+                free.put(device)
+
+        with ThreadPoolExecutor(len(self._devices)) as workers:
+            of_job = {workers.submit(work, job): job for job in jobs}
+            try:
+                for future in as_completed(of_job):
+                    ran, problem = future.result()
+                    if ran:
+                        yield of_job[future], problem
+            finally:
+                left.set()
+                workers.shutdown(cancel_futures=True)
+
+    def _run(self, job: Job, device: str, stopping: Callable[[], bool]) -> str | None:
         """What went wrong, in a line; None if nothing did."""
         job.log.parent.mkdir(parents=True, exist_ok=True)
         threads = str(max(1, (os.cpu_count() or 1) // len(self._devices)))
@@ -105,19 +112,19 @@ class Pool:
             process = subprocess.Popen(
                 [sys.executable, *job.arguments], stdout=log, stderr=subprocess.STDOUT, env=environment
             )
-            code = self._wait(process)
-        if code == 0:
+            code = self._wait(process, stopping)
+        if code == 0 or (interrupted(code) and stopping()):
             return None
         if code is None:
             return f"ended after {self._timeout:.0f} s, the longest that a run may take"
         return f"exit code {code}: {last_words(job.log)}"
 
-    def _wait(self, process: subprocess.Popen[bytes]) -> int | None:
+    def _wait(self, process: subprocess.Popen[bytes], stopping: Callable[[], bool]) -> int | None:
         """The exit code; None for a command that ran out of time."""
         started, late = time.monotonic(), False
         while process.poll() is None:
             late = time.monotonic() - started > self._timeout
-            if late or self._should_stop():
+            if late or stopping():
                 process.terminate()
                 try:
                     process.wait(PATIENCE_SECONDS)
@@ -127,6 +134,11 @@ class Pool:
                 break
             time.sleep(POLL_SECONDS)
         return None if late else process.returncode
+
+
+def interrupted(code: int | None) -> bool:
+    """Whether a signal ended the command, be it before it had a handler: no fault of its own."""
+    return code is not None and (code < 0 or code == EXIT_INTERRUPTED)
 
 
 def last_words(log: Path) -> str:

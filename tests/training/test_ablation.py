@@ -20,10 +20,12 @@ from training.ablation import (
     common_amount,
     read_list,
     read_run,
+    read_timing,
     schedule_overrides,
     step_ms,
     steps_for,
     table,
+    what_is_missing,
 )
 from training.config import load_config
 
@@ -37,7 +39,7 @@ LIST = AblationList(
 
 def steps_of(budget: Budget, ms: dict[str, float] = MS) -> dict[str, int]:
     amount = common_amount(COSTS, ms, budget)
-    return {name: steps_for(cost, ms.get(name), budget.match, amount) for name, cost in COSTS.items()}
+    return {name: steps_for(cost, ms.get(name), budget.match, amount.value) for name, cost in COSTS.items()}
 
 
 @pytest.mark.parametrize(
@@ -57,6 +59,20 @@ def test_what_presets_get_alike(budget: Budget, expected: dict[str, int]) -> Non
     assert found == expected
     if budget.seconds is not None:
         assert all(MS[name] * steps / 1000 <= budget.seconds for name, steps in found.items())
+
+
+@pytest.mark.parametrize(
+    ("budget", "said"),
+    [
+        (Budget("flops", seconds=10), "flops, 10 s of small, the slowest: 5e-09 TFLOP each"),
+        (Budget("steps", seconds=10), "steps, 10 s of large, the slowest: 200 steps each"),
+        (Budget("seconds", seconds=10), "seconds, 10 each"),
+        (Budget("flops", steps=100), "flops, 100 steps of small: 1e-09 TFLOP each"),
+        (Budget("steps", steps=100), "steps, 100 each"),
+    ],
+)
+def test_what_settled_the_amount_is_said(budget: Budget, said: str) -> None:
+    assert common_amount(COSTS, MS, budget).text(budget) == said
 
 
 def test_steps_that_divide_the_amount_are_not_lost_to_rounding() -> None:
@@ -86,6 +102,19 @@ def test_a_run_counts_once_it_was_evaluated_after_its_last_step(tmp_path: Path) 
     assert read_run(run, 3, 4, "all/exact") == Run(3, {"all/exact": 0.5, "all/rows": 8}, 12.0)
     assert read_run(run, 3, 5, "all/exact") is None and read_run(run, 3, 4, "all/other") is None
     assert math.isnan(step_ms(tmp_path / "nothing"))
+
+
+def test_what_is_missing_in_a_run_that_ended_well(tmp_path: Path) -> None:
+    run = write_records(tmp_path, {"step": 2, "eval/all/exact": 0.5}, {"step": 4, "train/ms_per_step": 9.0})
+    assert what_is_missing(run, 4, "all/exact") == "it ended without an evaluation after step 4"
+    write_records(run, {"step": 4, "eval/all/exact": 0.5, "eval/all/rows": 8})
+    assert what_is_missing(run, 4, "pass@1") == "its evaluation has no figure pass@1, only all/exact, all/rows"
+
+
+def test_a_timing_counts_once_it_is_through_and_needs_no_evaluation(tmp_path: Path) -> None:
+    records = [{"step": step, "train/ms_per_step": ms} for step, ms in ((1, 900.0), (2, 10.0), (3, 12.0), (4, 11.0))]
+    assert read_timing(write_records(tmp_path, *records), 4) == 11.0
+    assert read_timing(tmp_path, 5) is None and read_timing(tmp_path / "nothing", 4) is None
 
 
 def rows() -> list[Row]:

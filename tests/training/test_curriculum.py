@@ -12,9 +12,10 @@ import pretrain
 from datasets.common import InputError
 from models.recursive_reasoning.trm import TinyRecursiveReasoningModel_ACTV1_Inner as Inner
 from tests.training.runs import HRM, TRM, build_sudoku_4x4, differences, overrides, whole_state
+from training.ablation import cost_of
 from training.cli import run_cli
 from training.config import load_config
-from training.curriculum import DepthStage, at_depth
+from training.curriculum import DepthStage, at_depth, spans
 
 STAGES = [DepthStage(until=0.3, H_cycles=1, L_cycles=2), DepthStage(until=0.6, H_cycles=2, L_cycles=4)]
 DEEPENING = "depth_curriculum=[{until: 0.25, H_cycles: 1, L_cycles: 1}, {until: 0.5, H_cycles: 1, L_cycles: 2}]"
@@ -60,6 +61,18 @@ def test_it_is_resumed_where_it_was(sudoku: Path, tmp_path: Path, capsys: pytest
     assert differences(whole_state(tmp_path / "whole", 8), whole_state(tmp_path / "parts", 8)) == []
     assert run_cli(pretrain.main, overrides(TRM, sudoku, tmp_path / "parts", "max_steps=8", again[0])) == 2
     assert "depth_curriculum" in capsys.readouterr().err
+
+
+def test_a_run_costs_the_mean_of_its_stages(sudoku: Path, tmp_path: Path) -> None:
+    """Cycles are all that differs, so that a run's operations are a mean weighted by the shares of its stages."""
+
+    def cost(*more: str) -> float:
+        return cost_of(load_config("cfg_pretrain", overrides(TRM, sudoku, tmp_path, *more))).flops
+
+    shallow, middle, own = (cost(f"arch.H_cycles={H}", f"arch.L_cycles={L}") for H, L in ((1, 1), (1, 2), (2, 2)))
+    assert shallow < middle < own == cost()
+    assert cost(DEEPENING) == pytest.approx(0.25 * shallow + 0.25 * middle + 0.5 * own, rel=1e-12)
+    assert spans(STAGES) == [(0.0, 0.3), (0.3, 0.3), (0.6, 0.4)]
 
 
 @pytest.mark.parametrize(

@@ -18,19 +18,20 @@ import pretrain
 from datasets.common import InputError
 from evaluators.diffusion import DiffusionEvaluator
 from models.student import row_keys
-from tests.training.runs import TRM, build_sudoku_4x4, overrides
+from tests.training.runs import COARSE_TO_FINE, TRM, build_sudoku_4x4, overrides
 from training import diffusion_sampling
 from training.checkpoint import load_checkpoint
 from training.cli import EXIT_BAD_INPUT, run_cli
 from training.diffusion_eval_options import DiffusionEvalOptions
 from training.diffusion_evaluation import evaluate_head
 from training.diffusion_head import build_head, head_config, open_head
-from training.diffusion_rollout import accuracy_by_flops
+from training.diffusion_rollout import accuracy_by_flops, measure_cost
 from training.diffusion_rows import RowBatch, RowLayout, early_answers
 from training.diffusion_sampling import HeadSampler
 from training.diffusion_schema import DiffusionSection, NoiseSection
 from training.distributed import Distributed
-from training.harvest import harvest_entries, layout_of
+from training.flops import forward_flops
+from training.harvest import eval_batches, harvest_entries, layout_of
 from training.teacher import Teacher, open_teacher
 
 CPU = torch.device("cpu")
@@ -211,6 +212,25 @@ def test_a_head_that_is_the_teacher(teacher: Teacher, tmp_path: Path, monkeypatc
     assert set(again) < set(figures)
     for key, value in again.items():
         assert value == pytest.approx(figures[key], rel=1e-4, abs=1e-5), key
+
+
+@pytest.mark.parametrize("arch", [TRM, COARSE_TO_FINE], ids=["trm", "coarse_to_fine"])
+def test_what_is_timed_is_what_is_counted(
+    arch: list[str], folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    more = ["max_steps=1", "arch.mlp_t=true", "arch.pos_encodings=none"]  # not all of attention is counted on a CPU
+    assert run_cli(pretrain.main, overrides(arch, folder / "sudoku", tmp_path, *more)) == 0
+    teacher = open_teacher(str(tmp_path), Distributed())
+    (batch,) = eval_batches(teacher, Distributed(), rows=1, act_steps=[1])  # positions are embedded once for a batch
+
+    def counted(unit: Any, count: int, device: torch.device) -> dict[str, float]:
+        return {"timed_gflop": forward_flops(unit) / count / 1e9}
+
+    monkeypatch.setattr("training.diffusion_rollout._timed", counted)
+    units = measure_cost(teacher, "layer", {}, batch)["teacher"]
+    assert list(units) == ["application", "h_cycle", "act_step"]
+    for unit in units.values():
+        assert unit["timed_gflop"] == pytest.approx(unit["gflop"], rel=1e-9)
 
 
 @pytest.mark.parametrize("rows", ["h_cycle", "jump"])

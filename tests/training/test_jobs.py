@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from itertools import pairwise
 from pathlib import Path
@@ -60,6 +61,59 @@ time.sleep(60)
     jobs = [job("first", code, tmp_path), job("second", TIMED, tmp_path)]
     found = list(Pool([CPU], timeout=60, should_stop=begun.exists).run(jobs))
     assert found == [(jobs[0], None)]
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT"])
+def test_a_command_without_a_handler_yet_was_stopped_and_did_not_fail(name: str, tmp_path: Path) -> None:
+    begun = tmp_path / "begun"
+    # Its own SIGINT, as a terminal sends it to all processes at once.
+    code = f"import os, pathlib, signal, time; pathlib.Path({str(begun)!r}).touch()\n"
+    code += "os.kill(os.getpid(), signal.SIGINT)\n" if name == "SIGINT" else "time.sleep(60)\n"
+    first = job("first", code, tmp_path)
+    assert list(Pool([CPU], timeout=60, should_stop=begun.exists).run([first])) == [(first, None)]
+    # The same where nobody asked for it is a failure.
+    killed = job("killed", "import os, signal; os.kill(os.getpid(), signal.SIGKILL)", tmp_path)
+    assert list(Pool([CPU], timeout=60).run([killed])) == [(killed, "exit code -9: it said nothing")]
+
+
+def test_what_fails_by_itself_while_it_stops_is_told(tmp_path: Path) -> None:
+    begun = tmp_path / "begun"
+    code = f"import pathlib, sys; pathlib.Path({str(begun)!r}).touch(); sys.exit('the disk is full')"
+    first = job("first", code, tmp_path)
+    found = list(Pool([CPU], timeout=60, should_stop=begun.exists).run([first]))
+    assert found == [(first, "exit code 1: the disk is full")]
+
+
+def test_a_log_that_cannot_be_written_ends_all(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    slow, bad = job("slow", "import time; time.sleep(60)", tmp_path), job("bad", TIMED, tmp_path / "file")
+    raised: list[OSError] = []
+
+    def run() -> None:
+        try:
+            list(Pool(["0", "1"], timeout=60).run([slow, bad, bad]))
+        except OSError as error:
+            raised.append(error)
+
+    thread = threading.Thread(target=run, daemon=True)  # a pool that waits for ever must not keep the tests waiting
+    thread.start()
+    thread.join(30)
+    assert not thread.is_alive() and "file" in str(raised[0])
+
+
+def test_a_caller_that_leaves_ends_what_runs(tmp_path: Path) -> None:
+    begun, ended = tmp_path / "begun", tmp_path / "ended"
+    slow = f"""
+import pathlib, signal, sys, time
+signal.signal(signal.SIGTERM, lambda *_: (pathlib.Path({str(ended)!r}).touch(), sys.exit(0)))
+pathlib.Path({str(begun)!r}).touch()
+time.sleep(60)
+"""
+    short = f"import pathlib, time\nwhile not pathlib.Path({str(begun)!r}).exists(): time.sleep(0.05)"
+    with pytest.raises(KeyError):
+        for _ in Pool(["0", "1"], timeout=60).run([job("slow", slow, tmp_path), job("short", short, tmp_path)]):
+            raise KeyError
+    assert ended.exists()
 
 
 def test_nothing_starts_once_the_pool_is_closed(tmp_path: Path) -> None:

@@ -67,6 +67,7 @@ class HybridTRMConfig(TinyRecursiveReasoningModel_ACTV1Config):
             bottleneck=self.bottleneck,
             num_heads=self.bridge_heads,
             cross_attention=self.use_cross_attention_bridge,
+            reads_cells=self.injection == "input",
         )
 
 

@@ -31,6 +31,7 @@ class TextAdapterConfig(BaseModel):
     bottleneck: int = Field(256, gt=0)
     num_heads: int = Field(4, gt=0)
     cross_attention: bool = True
+    reads_cells: bool = True  # whether something stands at each place, which is then part of the question
 
     @model_validator(mode="after")
     def _check_heads(self) -> TextAdapterConfig:
@@ -77,14 +78,15 @@ class TextToLatentAdapter(nn.Module):
         size = config.bottleneck
         self.compress = nn.Sequential(CastedLinear(config.text_size, size, bias=True), nn.GELU(), nn.LayerNorm(size))
         self.position_embeddings = nn.Parameter(trunc_normal_init_(torch.empty(config.places, size), std=1.0))
-        self.cell = CastedLinear(config.hidden_size, size, bias=False)
+        if config.reads_cells:
+            self.cell = CastedLinear(config.hidden_size, size, bias=False)
         if config.cross_attention:
             self.bridge = CrossAttentionBridge(size, config.num_heads)
         self.mix = nn.Sequential(nn.LayerNorm(size), CastedLinear(size, 2 * size, bias=True), nn.GELU())
         self.to_trm = CastedLinear(2 * size, config.outputs * config.hidden_size, bias=False)
 
     def forward(self, states: Tensor, mask: Tensor, cells: Tensor | None = None) -> Tensor:
-        """`cells` [batch, places, hidden_size]: what stands at each place, where anything does."""
+        """`cells` [batch, places, hidden_size]: what stands at each place, if the adapter `reads_cells`."""
         # The mean comes as a token of its own: sentences of one meaning are nearest in it.
         states = torch.cat((masked_mean(states, mask).unsqueeze(1), states), dim=1)
         mask = torch.cat((mask.any(1, keepdim=True), mask), dim=1)

@@ -79,8 +79,8 @@ def evaluate_model(config: EvaluateConfig, dist: Distributed) -> None:
             save_dir=output_dir,
             capture=capture,
         )
-    if figures is not None:
-        write_metrics(protocol, figures, output_dir)
+        if figures is not None:  # before the capture is closed, for which the disk may have no room
+            write_metrics(protocol, figures, output_dir)
 
 
 def evaluate_diffusion(config: EvaluateConfig, dist: Distributed) -> None:

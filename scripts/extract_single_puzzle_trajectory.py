@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from datasets.common import IGNORE_LABEL_ID, InputError, check_folder
+from evaluators.common import write_text
 from models.losses import ACTLossHead
 from training import distributed
 from training.cli import run_cli, warn
@@ -34,7 +35,7 @@ from trajectories.film import check_film, write_film
 from trajectories.grids import read_grid
 from trajectories.replay import write_replay
 from trajectories.solve import Solve, dictionary_of, solve_of, telling
-from trajectories.store import TrajectoryWriter
+from trajectories.store import TrajectoryWriter, check_target
 from trajectories.tasks import Tasks
 
 CANDIDATES = 256
@@ -101,6 +102,10 @@ def _check_out(out: Path) -> None:
         check_film(out)
     elif out.suffix in (".html", ".json", ""):
         check_folder(out.parent, str(out))
+        if not out.suffix:
+            check_target(out)
+        elif out.is_dir():
+            raise InputError(f"{out} is a folder: give a name for the file")
     else:
         raise InputError(f"{out}: unknown suffix; use .html, {', '.join(FILMS)}, .json, or none for a capture's folder")
 
@@ -172,8 +177,7 @@ def _write(out: Path, solve: Solve, rows: Rows) -> None:
         write_replay([solve], out, tasks)
     elif out.suffix == ".json":
         content = dictionary_of(rows, 0, solve.header.symbols)
-        out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(json.dumps(content, default=lambda array: array.tolist()), encoding="utf-8")
+        write_text(out, json.dumps(content, default=lambda array: array.tolist()))
     else:
         with TrajectoryWriter(out, solve.header) as writer:
             writer.add(solve.header.sources[0].metadata.sets[0], rows)

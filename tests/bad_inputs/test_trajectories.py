@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.bad_inputs.sandbox import Sandbox, cut, edit_json, flip_bit, run
+from tests.bad_inputs.sandbox import Sandbox, assert_one_error, cut, edit_json, flip_bit, run
 
 CAPTURES = [
     ("checkpoint=run capture.depth=deep", "capture.depth=deep: expected 'eval', 'h_cycle' or 'layer'"),
@@ -25,9 +25,42 @@ def test_capturing(sandbox: Sandbox, arguments: str, message: str) -> None:
     sandbox.assert_refused("evaluate", f"{arguments} device=cpu", message)
 
 
+TARGETS = {
+    "foreign file": ("notes.txt", "holds notes.txt, which is not of a capture and would be lost"),
+    "foreign folder": ("sub/notes.txt", "holds sub, which is not of a capture"),
+    "capture with notes": ("capture.json notes.txt", "holds notes.txt, which is not of a capture"),
+    "chunks alone": ("rank0-00000.npz", "holds rank0-00000.npz, which is not of a capture"),
+    "a file": ("", "is no folder that a capture could replace"),
+}
+
+
+@pytest.mark.parametrize("name", TARGETS)
+@pytest.mark.parametrize("command", ["extract", "evaluate"])
+def test_a_capture_replaces_nothing_but_a_capture(sandbox: Sandbox, command: str, name: str) -> None:
+    files, message = TARGETS[name]
+    folder = Path("out/trajectories")
+    folder.parent.mkdir()
+    for file in files.split():
+        (folder / file).parent.mkdir(parents=True, exist_ok=True)
+        (folder / file).write_text("kept")
+    if not files:
+        folder.write_text("kept")
+    evaluation = "checkpoint=run device=cpu capture.depth=eval output_dir=out"
+    arguments = evaluation if command == "evaluate" else f"run {folder} --row 1"
+    sandbox.assert_refused(command, arguments, f"out/trajectories {message}")
+
+
+def test_a_capture_does_not_replace_where_it_runs(sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
+    Path("empty").mkdir()
+    monkeypatch.chdir("empty")
+    for name in (".", "..", "../empty"):
+        sandbox.assert_refused("extract", f"../run {name} --row 1", "is where this program runs")
+
+
 EXTRACTS = [
     ("nowhere new.png", "checkpoint nowhere does not exist"),
     ("run new.txt", "new.txt: unknown suffix; use .html, .gif, .png, .svg, .pdf, .json, or none"),
+    ("run run.json --row 1", "run.json is a folder: give a name for the file"),
     ("run sudoku.png/new.png", "sudoku.png/new.png: not there|cannot be written"),
     ("run run/config.yaml/new.gif", "run/config.yaml/new.gif cannot be written: .*config.yaml is a file"),
     ("run run/config.yaml/new.html", "run/config.yaml/new.html cannot be written: .*config.yaml is a file"),
@@ -55,6 +88,7 @@ EXTRACTS = [
 def test_extracting(sandbox: Sandbox, arguments: str, message: str) -> None:
     if "sudoku.png" in arguments:
         Path("sudoku.png").write_bytes(b"")
+    Path("run.json").mkdir()
     sandbox.assert_refused("extract", arguments, message)
 
 
@@ -114,3 +148,16 @@ def test_damaged_captures(sandbox: Sandbox, name: str) -> None:
     assert run("extract", "run seen --row 0")[0] == 0
     damage()
     sandbox.assert_refused("report", "seen out", message)
+
+
+@pytest.mark.parametrize("command", ["report seen out", "extract run new.json --row 1", "extract run new.html --row 1"])
+def test_a_disk_that_takes_no_more(sandbox: Sandbox, command: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert run("extract", "run seen --row 0")[0] == 0
+
+    def full(path: Path, content: bytes) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    program, _, arguments = command.partition(" ")
+    assert_one_error(*run(program, arguments), "No space left on device; make room, or write elsewhere")
+    assert not [name for name in sandbox.contents() if name.startswith("new") or name.endswith(".tmp")]

@@ -13,6 +13,7 @@ import torch
 
 import evaluate
 import pretrain
+from datasets.common import InputError
 from datasets.puzzle_dataset import PuzzleDataset
 from evaluators import build_evaluators
 from models.act import ACTModel
@@ -25,7 +26,7 @@ from training.recount import COUNTED, recount
 from training.trained import open_trained
 from trajectories import capturing, store
 from trajectories.capturing import record_rows, size_warning, weights_hash
-from trajectories.store import Capture, open_capture
+from trajectories.store import Capture, TrajectoryWriter, open_capture
 
 
 def seen(tmp_path: Path, run: Path, *more: str) -> Capture:
@@ -168,18 +169,52 @@ def test_a_large_capture_is_announced(captured: Path, monkeypatch: pytest.Monkey
     )
 
 
-def test_a_capture_is_whole_or_absent(captured: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def full_disk(path: Path, rows: object) -> None:
+    path.write_bytes(b"half")
+    raise OSError(28, "No space left on device")
+
+
+def test_a_capture_is_whole_or_absent(
+    captured: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A full disk costs the capture, not the evaluation: its figures are new, and the older capture is still there."""
     first = seen(tmp_path, captured / "run-sudoku", "eval_save_outputs=[preds]")
-
-    def fail(path: Path, rows: object) -> None:
-        path.write_bytes(b"half")
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(store, "_write_archive", fail)
+    expected = written(tmp_path, "metrics.json")
+    (tmp_path / "metrics.json").unlink()
+    monkeypatch.setattr(store, "_write_archive", full_disk)
     command = [f"checkpoint={captured / 'run-sudoku'}", f"output_dir={tmp_path}", "capture.depth=eval"]
     assert run_cli(evaluate.main, command) == 2
+    assert "trajectories cannot be written: No space left on device; make room" in capsys.readouterr().err
+    assert written(tmp_path, "metrics.json")["figures"] == expected["figures"]
     assert len(open_capture(tmp_path)) == len(first)
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
+
+
+@pytest.mark.parametrize("full", [0, 1])
+def test_the_first_process_tells_what_stopped_any(
+    full: int, captured: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Two ranks in turn, the last first: only rank 0 removes the folder, and says what the disk said to either."""
+    header = open_capture(captured / "seen-sudoku").header
+    rows = {"row_index": np.arange(2)}
+    found: list[object] = []
+
+    def gather(item: object) -> list[object]:
+        return [*found, item]
+
+    first = TrajectoryWriter(tmp_path / "new", header, gather=gather)
+    other = TrajectoryWriter(tmp_path / "new", header, rank=1, gather=lambda item: found.append(item))
+    write = store._write_archive
+    monkeypatch.setattr(
+        store, "_write_archive", lambda path, rows: (full_disk if f"rank{full}" in path.name else write)(path, rows)
+    )
+    with pytest.raises(InputError, match="cannot be written: No space left on device"), first:
+        with other:
+            found.clear()
+            other.add("all", rows)
+            first.add("all", rows)
+        assert [path.name for path in tmp_path.iterdir()] == [".new.tmp"]
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_nothing_in_a_capture_is_unpickled(captured: Path, tmp_path: Path) -> None:

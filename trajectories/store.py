@@ -1,7 +1,8 @@
 """Captured trajectories on disk: a folder of compressed chunks and ``capture.json``, which says what they are.
 
-A chunk is an ``.npz`` of some hundred rows, of which arrays are read one by one; nothing is pickled. ``capture.json``
-is written last, so that its presence says that the capture is whole. docs/trajectories.md describes both.
+A chunk is an ``.npz`` of some hundred rows at most, of which arrays are read one by one; nothing is pickled.
+``capture.json`` is written last, so that its presence says that the capture is whole. docs/trajectories.md describes
+both.
 
     with TrajectoryWriter(folder, header) as writer: writer.add("all", rows)
     capture = open_capture(folder); capture.array("step_preds")  # [n, T, seq_len], in the order of the data set
@@ -150,17 +151,24 @@ class TrajectoryWriter:
         if set_name != self._pending_set:
             self._flush()
             self._pending_set = set_name
-        self._pending.append(rows)
-        self._pending_rows += len(rows["row_index"])
-        row_bytes = sum(array.nbytes for array in rows.values()) / max(1, len(rows["row_index"]))
-        if self._pending_rows >= min(CHUNK_ROWS, CHUNK_BYTES / row_bytes):
-            self._flush()
+        count = len(rows["row_index"])
+        row_bytes = sum(array.nbytes for array in rows.values()) / max(1, count)
+        most = int(max(1, min(CHUNK_ROWS, CHUNK_BYTES / row_bytes))) if count else 1
+        start = 0
+        while start < count:
+            taken = min(count - start, most - self._pending_rows)
+            self._pending.append({key: array[start : start + taken] for key, array in rows.items()})
+            self._pending_rows += taken
+            start += taken
+            if self._pending_rows >= most:
+                self._flush()
 
     def _flush(self) -> None:
         if not self._pending:
             return
         name = f"rank{self._rank}-{len(self._chunks):05}.npz"
-        rows = {key: np.concatenate([part[key] for part in self._pending]) for key in self._pending[0]}
+        parts = self._pending
+        rows = {key: np.concatenate([part[key] for part in parts]) for key in parts[0]} if len(parts) > 1 else parts[0]
         self._settle()
         if self._refusal is None:
             self._writing = self._thread.submit(_write_archive, self._aside / name, rows)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -19,9 +20,11 @@ from evaluators import build_evaluators
 from models.act import ACTModel
 from models.losses import softmax_confidence, stablemax_confidence, stablemax_cross_entropy
 from tests.training.runs import TRM, overrides
-from training import distributed
+from training import distributed, recording
 from training.cli import run_cli
 from training.config import load_config
+from training.evaluation import evaluate as evaluate_rows
+from training.recording import CaptureRequest, row_layout
 from training.recount import COUNTED, recount
 from training.trained import open_trained
 from trajectories import capturing, store
@@ -163,10 +166,50 @@ def test_a_large_capture_is_announced(captured: Path, monkeypatch: pytest.Monkey
     rows = record_rows(trained.model, batch, "layer", torch.device("cpu"))
     recorded = sum(array.nbytes for name, array in rows.items() if name.startswith(("step_", "cycle_", "z_"))) // 2
     monkeypatch.setattr(capturing, "GIGABYTE", 10 * recorded)
-    said = size_warning(trained.model, "layer", (), 16, 5, tmp_path / "new")
-    assert (
-        said is not None and "16 rows" in said and " 1.6 GB before compression" in said and "0.5 GB of memory" in said
-    )
+    said = size_warning(trained.model, "layer", (), 16, 6, tmp_path / "new")
+    assert said is not None and "16 rows" in said and " 1.6 GB before compression" in said
+    # Six slots, a third of them again for one of three ACT steps, and three chunks, here of all 16 rows.
+    assert "and 5.6 GB of memory" in said
+    monkeypatch.setattr(capturing, "CHUNK_BYTES", 2 * recorded)
+    said = size_warning(trained.model, "layer", (), 16, 6, tmp_path / "new")
+    assert said is not None and "and 1.4 GB of memory" in said
+    # On the disk 0.9 GB, but in memory more than one.
+    said = size_warning(trained.model, "layer", (), 9, 6, tmp_path / "new")
+    assert said is not None and "0.9 GB before compression" in said and "and 1.4 GB of memory" in said
+
+
+@pytest.mark.parametrize(("limit", "value"), [("CHUNK_ROWS", 3), ("CHUNK_BYTES", 3 * 108 + 50)])
+def test_chunks_are_as_small_as_they_are_said_to_be(
+    limit: str, value: int, captured: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(store, limit, value)
+    whole: dict[str, Any] = {
+        "row_index": np.arange(11),
+        "z_H": np.random.default_rng(0).normal(size=(11, 25)).astype(np.float32),
+    }
+    with TrajectoryWriter(tmp_path / "new", open_capture(captured / "seen-sudoku").header) as writer:
+        for part in (slice(0, 1), slice(1, 9), slice(9, 11)):
+            writer.add("all", {name: array[part] for name, array in whole.items()})
+    capture = open_capture(tmp_path / "new")
+    assert [chunk.rows for chunk in capture.header.chunks] == [3, 3, 3, 2]
+    np.testing.assert_array_equal(capture.array("z_H"), whole["z_H"])
+
+
+def test_rows_that_finish_together_are_handed_over_in_pieces(captured: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = load_config("cfg_evaluate", [f"checkpoint={captured / 'run-sudoku'}", "device=cpu"])
+    with distributed.init("cpu") as dist:
+        trained = open_trained(config, dist)
+    handed: list[dict[str, Any]] = []
+    asked = CaptureRequest("layer", lambda _, rows: handed.append(rows), rows=[0, *range(2, 9)])
+    layout = row_layout(trained.model, "layer").values()
+    row_bytes = sum(math.prod(shape) * np.dtype(dtype).itemsize for shape, dtype in layout)
+    monkeypatch.setattr(recording, "PIECE_BYTES", 2 * row_bytes)
+    evaluate_rows(trained.model, trained.dataset, [], dist=dist, batch_size=16, capture=asked)
+    assert [rows["row_index"].tolist() for rows in handed] == [[0, 2], [3, 4], [5, 6], [7, 8]]
+    whole = open_capture(captured / "seen-sudoku")
+    for name in ("inputs", "step_preds", "steps", "z_H"):
+        found = np.concatenate([rows[name] for rows in handed])
+        np.testing.assert_allclose(found, whole.array(name, np.array([0, *range(2, 9)])), atol=1e-5)
 
 
 def full_disk(path: Path, rows: object) -> None:

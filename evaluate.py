@@ -23,7 +23,7 @@ from training.diffusion_evaluation import evaluate_head
 from training.diffusion_trained import check_no_head_keys, is_head, open_trained_head
 from training.distributed import Distributed
 from training.evaluate_schema import EvaluateConfig
-from training.evaluation import check_batch_size, evaluate
+from training.evaluation import METRICS_FILE, check_batch_size, evaluate
 from training.files import written_aside
 from training.trained import Trained, open_trained
 from trajectories.capturing import capturing
@@ -125,8 +125,8 @@ def describe(config: EvaluateConfig, trained: Trained) -> dict[str, Any]:
 
 
 def write_metrics(protocol: dict[str, Any], figures: dict[str, float], output_dir: Path) -> None:
-    """Print the figures with what they were measured on, and write them to ``metrics.json``."""
-    with written_aside(output_dir / "metrics.json") as aside:
+    """Print the figures with what they were measured on, and write them to `METRICS_FILE`."""
+    with written_aside(output_dir / METRICS_FILE) as aside:
         aside.write_text(json.dumps({"protocol": protocol, "figures": figures}, indent=2), encoding="utf-8")
     for key, value in (protocol | figures).items():
         print(f"{key:<28} {value:.6g}" if isinstance(value, float) else f"{key:<28} {value}")

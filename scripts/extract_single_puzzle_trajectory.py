@@ -35,12 +35,11 @@ from trajectories.film import check_film, write_film
 from trajectories.grids import read_grid
 from trajectories.replay import write_replay
 from trajectories.solve import Solve, dictionary_of, solve_of, telling
-from trajectories.store import TrajectoryWriter, check_target
+from trajectories.store import NO_ROW, TrajectoryWriter, check_target
 from trajectories.tasks import Tasks
 
 CANDIDATES = 256
 FILMS = (".gif", ".png", ".svg", ".pdf")
-USER_ROW = 0  # the index of a puzzle that is in no data set
 
 
 def main(argv: list[str]) -> None:
@@ -54,6 +53,8 @@ def main(argv: list[str]) -> None:
         header = describe(trained.model, trained.dataset, arguments.depth, {"checkpoint": trained.weights.path.name})
         batch = _choose(trained, arguments, dist.device)
         rows = record_rows(trained.model, batch, arguments.depth, dist.device)
+    if arguments.grid is not None:
+        rows["row_index"] = np.full(1, NO_ROW)
     solve = solve_of(header, rows, 0)
     for out in arguments.out:
         _write(out, solve, rows)
@@ -165,7 +166,7 @@ def _written_down(trained: Trained, grid: str, name: str | None) -> Rows:
         "inputs": inputs[None],
         "labels": labels[None],
         "puzzle_identifiers": np.array([identifier], np.int32),
-        "row_index": np.array([USER_ROW], np.int64),
+        "row_index": np.zeros(1, np.int64),
     }
 
 

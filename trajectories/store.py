@@ -29,6 +29,7 @@ from datasets.maze import CHARACTERS
 from evaluators.common import write_text
 
 FOLDER, HEADER = "trajectories", "capture.json"
+NO_ROW = -1  # the index of a puzzle that is in no data set
 FORMAT: Literal["trm-lab trajectories"] = "trm-lab trajectories"
 
 # A chunk is read as a whole, array by array: large enough to compress well, small enough to hold several in memory.
@@ -230,7 +231,7 @@ class Capture:
     @property
     def complete(self) -> bool:
         """Whether every row of the test split is here, so that the evaluation's figures can be had again."""
-        return len(self) == self.header.dataset_rows
+        return np.array_equal(self.row_index, np.arange(self.header.dataset_rows))
 
     @property
     def names(self) -> list[str]:

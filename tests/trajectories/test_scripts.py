@@ -6,6 +6,7 @@ import base64
 import csv
 import json
 import re
+import shutil
 import zlib
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ import pytest
 import torch
 from PIL import Image
 
+import evaluate
 from datasets.common import InputError, load_test_puzzles
 from datasets.puzzle_dataset import PuzzleDataset
 from scripts import analyze_trm_arc_results, extract_single_puzzle_trajectory, generate_report_from_preds
@@ -23,6 +25,7 @@ from training import distributed
 from training.cli import run_cli
 from training.config import load_config
 from training.trained import open_trained
+from trajectories.report import figures_of
 from trajectories.solve import solves
 from trajectories.store import open_capture
 from trajectories.tasks import Tasks
@@ -80,6 +83,60 @@ def test_report_on_some_rows(captured: Path, tmp_path: Path) -> None:
     command = [str(captured / "seen-sudoku"), str(tmp_path), "--start", "3", "--max", "4"]
     assert run_cli(generate_report_from_preds.main, command) == 0
     assert [row["row"] for row in csv.DictReader((tmp_path / "puzzles.csv").open())] == ["3", "4", "5", "6"]
+
+
+def test_figures_are_compared_with_those_beside_the_capture(captured: Path, tmp_path: Path) -> None:
+    """Another evaluation into the same folder, without a capture: the older one is not taken for its."""
+    command = [f"checkpoint={captured / 'run-sudoku'}", "device=cpu", f"output_dir={tmp_path}", "use_ema=false"]
+    assert run_cli(evaluate.main, [*command, "halt_max_steps=2", "capture.depth=eval"]) == 0
+    figures, note = figures_of(open_capture(tmp_path))
+    assert figures == json.loads((tmp_path / "metrics.json").read_text())["figures"]
+    assert "They are the evaluation's own, as in metrics.json and act_steps.json beside them." in note
+    assert run_cli(evaluate.main, [*command, "halt_max_steps=1"]) == 0
+    assert figures_of(open_capture(tmp_path))[0] == figures
+    assert "They are not those of metrics.json and act_steps.json" in figures_of(open_capture(tmp_path))[1]
+    (tmp_path / "metrics.json").unlink()
+    assert "They are not those of act_steps.json beside them" in figures_of(open_capture(tmp_path))[1]
+    (tmp_path / "act_steps.json").unlink()
+    assert "No evaluation's files" in figures_of(open_capture(tmp_path))[1]
+
+
+def test_pooled_votes_are_not_recounted(captured: Path, tmp_path: Path) -> None:
+    shutil.copytree(captured / "seen-arc", tmp_path / "seen")
+    header = tmp_path / "seen/trajectories/capture.json"
+    content = json.loads(header.read_text())
+    assert [spec["name"] for spec in content["evaluators"]] == ["arc@ARC"]
+    content["evaluators"][0]["pool_evaluations"] = True
+    header.write_text(json.dumps(content))
+    plain, _ = figures_of(open_capture(captured / "seen-arc"))
+    figures, note = figures_of(open_capture(tmp_path / "seen"))
+    assert figures == {name: value for name, value in plain.items() if not name.startswith("ARC/")} != plain
+    assert "the evaluation's own" in note and "Votes pooled over several evaluations cannot be recounted" in note
+
+
+def test_a_part_of_the_test_split_has_no_figures(captured: Path, tmp_path: Path) -> None:
+    command = [str(captured / "run-sudoku"), str(tmp_path / "seen"), "--row", "3"]
+    assert run_cli(extract_single_puzzle_trajectory.main, command) == 0
+    assert run_cli(generate_report_from_preds.main, [str(tmp_path / "seen"), str(tmp_path / "out")]) == 0
+    page = (tmp_path / "out/report.html").read_text(encoding="utf-8")
+    assert "1 of the test split&#x27;s 16 rows were captured" in page and "<td>Sudoku/exact</td>" not in page
+
+
+def test_a_written_grid_is_of_no_data_set(captured: Path, tmp_path: Path) -> None:
+    """Not even of one with a single row."""
+    command = [str(captured / "run-sudoku"), str(tmp_path / "seen"), str(tmp_path / "a.html"), str(tmp_path / "a.json")]
+    assert (
+        run_cli(extract_single_puzzle_trajectory.main, [*command, "--grid", PUZZLE, "--set", "max_eval_puzzles=1"]) == 0
+    )
+    assert payload(tmp_path / "a.html")["puzzles"][0]["name"] == "your grid"
+    assert json.loads((tmp_path / "a.json").read_text())["puzzle_idx"] == -1
+    capture = open_capture(tmp_path / "seen")
+    assert capture.row_index.tolist() == [-1] and capture.header.dataset_rows == 1
+    command = [str(tmp_path / "seen"), str(tmp_path / "out"), "--replay", "1"]
+    assert run_cli(generate_report_from_preds.main, command) == 0
+    page = (tmp_path / "out/report.html").read_text(encoding="utf-8")
+    assert "is in no data set" in page and "<td>Sudoku/exact</td>" not in page
+    assert [row["name"] for row in csv.DictReader((tmp_path / "out/puzzles.csv").open())] == ["your grid"]
 
 
 def test_demonstrations_are_turned_and_coloured_as_their_rows(captured: Path, tmp_path: Path) -> None:

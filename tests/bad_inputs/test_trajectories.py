@@ -109,6 +109,19 @@ REPORTS = [
     ("analyze", "other.json out --data-root arc", "arc has no task 00000000, which other.json answers"),
     ("analyze", "pairs.json out --data-root arc", r"pairs.json: task \w+ needs a list of \d test pairs"),
     ("analyze", "grids.json out --data-root arc", r"grids.json: task \w+: expected attempts with a grid of colours"),
+    ("analyze", "floats.json out --data-root arc", "floats.json: task .*: expected .*whole numbers 0 to 9"),
+    ("analyze", "truths.json out --data-root arc", "truths.json: task .*: expected .*whole numbers 0 to 9"),
+    ("analyze", "tenth.json out --data-root arc", "tenth.json: task .*: expected .*whole numbers 0 to 9"),
+    ("analyze", "votes.json out --data-root arc", r"votes.json: task \w+: votes='x' is no number of votes"),
+    ("analyze", "empty.json out --data-root arc", r"empty.json: task \w+: a test pair needs attempt_1"),
+    ("analyze", "named.json out --data-root arc", r"named.json: task \w+: a test pair needs attempt_1"),
+    ("analyze", "good.json out --data-root unsolved", "unsolved has the solutions of no task"),
+    ("analyze", "good.json out --data-root arc --count -1", "--count -1 must be at least 0"),
+    ("analyze", "arc_seen out", "arc_seen has 1 of the test split's .* rows, too few to vote with"),
+    ("analyze", "arc_seen arc_seen", "arc_seen holds the results, whose own files would be replaced"),
+    ("analyze", "evaluated evaluated --data-root arc", "evaluated holds the results"),
+    ("analyze", "good.json evaluated --data-root arc", "evaluated holds the results"),
+    ("report", "seen out --data-root arc", "--data-root arc has no effect, as seen is not of ARC: drop it"),
     ("analyze", "run run/config.yaml --data-root arc", "run/config.yaml cannot be written"),
 ]
 
@@ -117,9 +130,26 @@ REPORTS = [
 def test_looking_at_results(sandbox: Sandbox, command: str, arguments: str, message: str) -> None:
     assert run("extract", "run seen --row 0")[0] == run("extract", "arc_run arc_seen --row 0")[0] == 0
     name, task = next(iter(json.loads(Path("arc/test_puzzles.json").read_text()).items()))
-    one_pair, pairs = [{"attempt_1": [[0, 1], [2]]}], len(task["test"])
-    for file, content in (("other", {"0" * 8: []}), ("pairs", {name: []}), ("grids", {name: one_pair * pairs})):
+    pairs = len(task["test"])
+    submissions: dict[str, object] = {
+        "other": {"0" * 8: []},
+        "pairs": {name: []},
+        "grids": {name: [{"attempt_1": [[0, 1], [2]]}] * pairs},
+        "floats": {name: [{"attempt_1": [[1.0, 1]]}] * pairs},
+        "truths": {name: [{"attempt_1": [[True, 1]]}] * pairs},
+        "tenth": {name: [{"attempt_1": [[10, 1]]}] * pairs},
+        "votes": {name: [[{"grid": [[1]], "votes": "x"}]] * pairs},
+        "empty": {name: [{}] * pairs},
+        "named": {name: [{"attempt_1": [[1]], "attempt_two": [[1]]}] * pairs},
+        "good": {name: [{"attempt_1": [[1]]}] * pairs},
+    }
+    for file, content in submissions.items():
         Path(f"{file}.json").write_text(json.dumps(content))
+    Path("unsolved").mkdir()
+    unsolved = {name: {"train": [], "test": [{"input": pair["input"]} for pair in task["test"]]}}
+    Path("unsolved/test_puzzles.json").write_text(json.dumps(unsolved))
+    Path("evaluated").mkdir()
+    Path("evaluated/act_steps.json").write_text("{}")
     sandbox.assert_refused(command, arguments, message)
 
 

@@ -25,6 +25,7 @@ from training import distributed
 from training.cli import run_cli
 from training.config import load_config
 from training.trained import open_trained
+from trajectories.arc_tasks import ArcResults
 from trajectories.report import figures_of
 from trajectories.solve import solves
 from trajectories.store import open_capture
@@ -185,6 +186,77 @@ def test_a_submission_that_solves_one_task(captured: Path, tmp_path: Path) -> No
     summary = json.loads((tmp_path / "out/summary.json").read_text())
     assert (summary["pass@1"], summary["pass@2"]) == (0, 1 / len(tasks))
     assert summary["tasks_answered"] == 1
+
+
+def test_a_task_of_any_name_stays_in_its_place(captured: Path, tmp_path: Path) -> None:
+    """Neither a mark-up nor a path of another folder."""
+    tasks = load_test_puzzles(captured / "arc")
+    shutil.copytree(captured / "arc", tmp_path / "data")
+    names = ["<img src=x onerror=alert(1)>", "../../evil", 'a"b&c', "plain"]
+    renamed = dict(zip(names, tasks.values(), strict=False))
+    (tmp_path / "data/test_puzzles.json").write_text(json.dumps(renamed))
+    answers = {name: [{"attempt_1": [[0]]}] * len(task["test"]) for name, task in renamed.items()}
+    (tmp_path / "submission.json").write_text(json.dumps(answers))
+    before = set(tmp_path.rglob("*"))
+    command = [str(tmp_path / "submission.json"), str(tmp_path / "a/b/out"), "--data-root", str(tmp_path / "data")]
+    assert run_cli(analyze_trm_arc_results.main, [*command, "--count", "4"]) == 0
+    pictures = tmp_path / "a/b/out/pictures"
+    assert all(path.is_relative_to(tmp_path / "a") for path in set(tmp_path.rglob("*")) - before)
+    assert len(list(pictures.iterdir())) == 4 and (pictures / "plain.png").is_file()
+    page = (tmp_path / "a/b/out/tasks.html").read_text(encoding="utf-8")
+    assert "<img src=x" not in page and "<figcaption>&lt;img src=x onerror=alert(1)&gt;</figcaption>" in page
+    assert 'alt="Task a&quot;b&amp;c: ' in page
+
+
+def test_examples_are_those_solved_in_two_attempts() -> None:
+    """In the first attempt, in the second, one pair of two, none; what nobody answered is no example."""
+    pair, right, wrong = {"input": [[1]], "output": [[2]]}, [[2]], [[3]]
+    tasks = {name: {"train": [pair], "test": [pair]} for name in ("second", "first", "silent", "wrong")}
+    tasks |= {"half": {"train": [pair], "test": [pair, pair]}}
+
+    def said(*grids: list[list[int]]) -> list[dict[str, Any]]:
+        return [{"grid": grid, "votes": 1, "correct": grid == right} for grid in grids]
+
+    attempts = {
+        "first": [said(right, wrong)],
+        "second": [said(wrong, right)],
+        "wrong": [said(wrong, [[4]], right)],
+        "half": [said(wrong, right), said(wrong)],
+    }
+    results = ArcResults(tasks, attempts)
+    assert results.examples(5) == {"solved": ["first", "second"], "not solved": ["half", "wrong"]}
+    assert results.examples(1) == {"solved": ["first"], "not solved": ["half"]}
+    assert [row["task"] for row in results.table()] == ["first", "second", "half", "silent", "wrong"]
+
+
+def test_rows_that_are_augmented_are_said_to_be(captured: Path) -> None:
+    """A name with an augmentation in it; without one the row is the task as it was given."""
+    tasks = Tasks.of(open_capture(captured / "seen-arc"))
+    assert tasks is not None
+    names = json.loads((captured / "arc/identifiers.json").read_text())
+    assert {tasks.name(i) for i in range(1, len(names))} == {
+        *(name for name in names[1:] if "|||" not in name),
+        *(f"{name.split('|||')[0]} (augmented)" for name in names[1:] if "|||" in name),
+    }
+    for i, name in enumerate(names[1:], 1):
+        assert tasks.name(i).endswith("(augmented)") == ("|||" in name)
+
+
+def test_a_capture_counts_the_tasks_that_were_evaluated(captured: Path, tmp_path: Path) -> None:
+    command = [f"checkpoint={captured / 'run-arc'}", "device=cpu", f"output_dir={tmp_path / 'seen'}"]
+    assert run_cli(evaluate.main, [*command, "capture.depth=eval", "max_eval_puzzles=2"]) == 0
+    figures = json.loads((tmp_path / "seen/metrics.json").read_text())["figures"]
+    command = [str(tmp_path / "seen/trajectories"), str(tmp_path / "out")]
+    assert run_cli(analyze_trm_arc_results.main, command) == 0
+    assert json.loads((tmp_path / "out/summary.json").read_text())["tasks"] == figures["ARC/tasks"] == 2
+
+
+def test_a_report_that_cannot_be_made_writes_nothing(captured: Path, tmp_path: Path) -> None:
+    shutil.copytree(captured / "arc", tmp_path / "data")
+    (tmp_path / "data/test_puzzles.json").write_text("{}")
+    command = [str(captured / "seen-arc"), str(tmp_path / "out"), "--data-root", str(tmp_path / "data")]
+    assert run_cli(generate_report_from_preds.main, command) == 2
+    assert not (tmp_path / "out").exists()
 
 
 def test_one_puzzle_in_every_form(captured: Path, tmp_path: Path) -> None:

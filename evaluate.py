@@ -109,18 +109,9 @@ def evaluate_diffusion(config: EvaluateConfig, dist: Distributed) -> None:
 
 def describe(config: EvaluateConfig, trained: Trained) -> dict[str, Any]:
     """What the figures are measured on."""
-    weights, dataset = trained.weights, trained.dataset
-    return {
-        "checkpoint": weights.path.name,
-        "step": weights.step,
-        "weights": "EMA" if weights.averaged else "as saved",
-        "data": [str(source.path) for source in dataset.sources],
-        "data_hash": dataset.dataset_hash,
-        "tasks_or_puzzles": dataset.metadata.total_groups,
-        "dtype": trained.model.model.config.forward_dtype,
+    return trained.protocol | {
         "act_eval": config.act_eval,
         "act_eval_confidence": config.act_eval_confidence if config.act_eval == "early" else None,
-        "act_steps": trained.model.model.config.halt_max_steps,
     }
 
 

@@ -27,7 +27,7 @@ from training.config import load_config
 from training.trained import open_trained
 from trajectories.arc_tasks import ArcResults
 from trajectories.report import figures_of
-from trajectories.solve import solves
+from trajectories.solve import solves, telling
 from trajectories.store import open_capture
 from trajectories.tasks import Tasks
 
@@ -280,6 +280,26 @@ def test_a_puzzle_by_name_and_the_telling_one(captured: Path, tmp_path: Path) ->
         assert run_cli(extract_single_puzzle_trajectory.main, command) == 0
     assert payload(tmp_path / "named.html")["puzzles"][0]["name"].startswith(f"{name} ·")
     assert payload(tmp_path / "telling.html")["puzzles"][0]["examples"]
+
+
+def test_the_telling_row_is_looked_for_a_few_at_a_time(
+    captured: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The same as among all at once: of those that end up right the one that changes most."""
+    everything = [solve.steps_only() for solve in solves(open_capture(captured / "seen-sudoku"))]
+    expected = telling(everything)
+    assert expected.solved[-1] and expected.row >= 5
+    monkeypatch.setattr(extract_single_puzzle_trajectory, "AT_ONCE", 5)
+    command = [str(captured / "run-sudoku"), str(tmp_path / "seen"), str(tmp_path / "a.json")]
+    assert run_cli(extract_single_puzzle_trajectory.main, command) == 0
+    assert json.loads((tmp_path / "a.json").read_text())["puzzle_idx"] == expected.row
+    said = capsys.readouterr().err
+    assert "solving 16 puzzles to find one that is worth seeing" in said and "step 16/16" in said
+    ours = open_capture(tmp_path / "seen").header.provenance
+    whole = open_capture(captured / "seen-sudoku").header.provenance
+    rows_at_once = "model"  # which changes no answer
+    assert ours | {"act_eval_confidence": None, rows_at_once: whole[rows_at_once]} == whole
+    assert (ours["run"], ours["checkpoint"], ours["step"], ours["weights"]) == ("run-sudoku", "step_170", 170, "EMA")
 
 
 PUZZLE = "1234/3.1./.1.3/43.1"

@@ -30,6 +30,9 @@ Rows = dict[str, NDArray]
 # Finished rows are handed over in pieces of this size, so that copies stay small however many finish together.
 PIECE_BYTES = 16 * 2**20
 
+# What is kept of a finished row, whatever else was asked for it: its last answer is that of the last step already.
+OF_THE_ROW = ("row_index", "puzzle_identifiers", "inputs", "labels", "steps", "lm_loss")
+
 # Outputs that are stored only where they are asked for by name: a vocabulary's worth of numbers a cell, and a number
 # that means something with `no_ACT_continue=false` only.
 OPTIONAL = ("logits", "q_continue_logits")
@@ -48,8 +51,8 @@ class CaptureRequest:
 class Recorder:
     """Trajectories of the rows in `slots` slots; all rows, or those whose index in the data set is in `rows`.
 
-    `sink` is handed the finished rows, as `rollout` yields them, with what was recorded of them, `PIECE_BYTES` at a
-    time. T is the number of ACT
+    `sink` is handed `OF_THE_ROW` of the finished rows, as `rollout` yields them, with what was recorded of them,
+    `PIECE_BYTES` at a time. T is the number of ACT
     steps, H of H-cycles, M of L-cycles. After a row's last step its answer, its confidence and its halt logit are
     repeated up to T, so that every step has the answer that would have been given there.
 
@@ -115,7 +118,7 @@ class Recorder:
         pieces = max(1, math.ceil(int(kept.sum()) * row_bytes / PIECE_BYTES))
         for piece in np.array_split(np.flatnonzero(kept), min(pieces, int(kept.sum()))):
             recorded = self._taken(buffer_of_row[piece], rows["steps"][piece])
-            self._sink({name: array[piece] for name, array in rows.items()} | recorded)
+            self._sink({name: rows[name][piece] for name in OF_THE_ROW} | recorded)
         self._buffer_of_slot[np.flatnonzero(finished)[kept]] = -1
         self._free += buffer_of_row[kept].tolist()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ from training.recount import COUNTED, recount
 from training.trained import open_trained
 from trajectories import capturing, store
 from trajectories.capturing import record_rows, size_warning, weights_hash
+from trajectories.solve import solves
 from trajectories.store import Capture, TrajectoryWriter, open_capture
 
 
@@ -95,10 +97,41 @@ def test_rows_are_those_of_the_model_run_by_hand(captured: Path) -> None:
         for name, tensor in expected.items():
             np.testing.assert_allclose(capture.array(name)[:, step], tensor, atol=1e-3 if "conf" in name else 1e-5)
         np.testing.assert_array_equal(capture.array("step_wants_to_halt")[:, step], outputs["q_halt_logits"] > 0)
+        for h, cycle in enumerate(outputs["trajectory"]["all_h_cycles"]):
+            latents = head.model.inner.carry_class(z_H=cycle["z_H"], z_L=cycle["z_L_list"][-1])
+            with torch.no_grad():
+                said = head.model.inner.read_out(latents)
+            found = {name: capture.array(f"cycle_{name}")[:, step, h] for name in ("preds", "confidence")}
+            np.testing.assert_array_equal(found["preds"], said["logits"].argmax(-1))
+            np.testing.assert_allclose(found["confidence"], stablemax_confidence(said["logits"]), atol=1e-3)
+            q_halt = capture.array("cycle_q_halt_logits")[:, step, h]
+            np.testing.assert_allclose(q_halt, said["q_halt_logits"], atol=1e-5)
         # An ACT step ends with its last H-cycle.
         np.testing.assert_array_equal(capture.array("cycle_preds")[:, step, -1], logits.argmax(-1))
     assert (capture.array("cycle_preds")[:, :, 0] != capture.array("cycle_preds")[:, :, -1]).any()
     assert capture.header.provenance["weights_sha256"] == weights_hash(head)
+
+
+def test_a_row_has_what_the_guide_says_and_nothing_twice(captured: Path, eager: list[str], tmp_path: Path) -> None:
+    guide = (Path(evaluate.__file__).parent / "docs/trajectories.md").read_text(encoding="utf-8")
+    table = guide[guide.index("| array | shape of a row | |") : guide.index("A row that halts early")]
+    named = {name for line in table.strip().splitlines() for name in re.findall(r"`(\w+)`", line.split("|")[1])}
+    whole = set(open_capture(captured / "seen-sudoku").names)
+    more = [*eager, "eval_save_outputs=[preds,logits,q_halt_logits,q_continue_logits]"]
+    assert whole | set(seen(tmp_path, captured / "run-sudoku", *more).names) == named
+
+
+def test_a_solve_ends_where_its_row_halted(captured: Path, eager: list[str], tmp_path: Path) -> None:
+    capture = seen(tmp_path, captured / "run-sudoku", *eager, "capture.depth=h_cycle")
+    steps = capture.array("steps")
+    assert steps.min() < capture.header.max_steps
+    for position, solve in enumerate(solves(capture)):
+        count = int(steps[position])
+        assert solve.moments == [(step, cycle) for step in range(1, count + 1) for cycle in (1, 2)]
+        for name in ("preds", "confidence", "q_halt"):
+            stored = capture.array(f"cycle_{name if name != 'q_halt' else 'q_halt_logits'}")[position, :count]
+            np.testing.assert_allclose(getattr(solve, name), stored.reshape(2 * count, *stored.shape[2:]))
+        assert len(solve.wants_to_halt) == 2 * count and len(solve.steps_only().preds) == count
 
 
 def test_rows_come_in_the_order_of_the_data_set(

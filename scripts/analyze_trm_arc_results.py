@@ -10,7 +10,6 @@ summary.json, pictures/TASK.png and tasks.html; for Sudoku and mazes see scripts
 
 from __future__ import annotations
 
-import argparse
 import base64
 import html
 import sys
@@ -21,7 +20,7 @@ from typing import Any
 from datasets.common import InputError, check_folder
 from evaluators.common import write_text
 from evaluators.render import draw_arc_task
-from training.cli import run_cli
+from training.cli import run_cli, script_parser
 from training.evaluation import STEPS_FILE
 from trajectories.arc_tasks import ArcResults, is_capture, read_results, recounted, summary_json
 from trajectories.page import write_page
@@ -29,11 +28,7 @@ from trajectories.store import open_capture
 
 
 def main(argv: list[str]) -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m scripts.analyze_trm_arc_results",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = script_parser("analyze_trm_arc_results", __doc__)
     parser.add_argument("results", type=Path, help="an evaluation's folder, a submission.json, or a capture's folder")
     parser.add_argument("out", type=Path, help="folder for the table and the pictures")
     parser.add_argument("--data-root", type=Path, help="the data set's folder; a capture knows its own")

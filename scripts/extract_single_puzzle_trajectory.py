@@ -26,7 +26,7 @@ from datasets.common import IGNORE_LABEL_ID, InputError, check_folder
 from evaluators.common import write_text
 from models.losses import ACTLossHead
 from training import distributed
-from training.cli import run_cli, warn
+from training.cli import run_cli, script_parser, warn
 from training.config import load_config
 from training.progress import Progress
 from training.recording import Rows
@@ -91,11 +91,7 @@ def extract_single_puzzle_trajectory(
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m scripts.extract_single_puzzle_trajectory",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = script_parser("extract_single_puzzle_trajectory", __doc__)
     parser.add_argument("checkpoint", help="a run's folder, a checkpoint or a file of weights")
     parser.add_argument("out", type=Path, nargs="+", help="what to write, by suffix")
     which = parser.add_mutually_exclusive_group()

@@ -5,6 +5,7 @@ Usage: ``if __name__ == "__main__": sys.exit(run_cli(main, sys.argv[1:]))``
 
 from __future__ import annotations
 
+import argparse
 import os
 import signal
 import sys
@@ -40,6 +41,13 @@ def run_cli(main: Callable[[list[str]], None], argv: list[str]) -> int:
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
     return 0
+
+
+def script_parser(name: str, doc: str | None) -> argparse.ArgumentParser:
+    """The parser of ``scripts/name.py``, which explains itself by its docstring."""
+    return argparse.ArgumentParser(
+        prog=f"python -m scripts.{name}", description=doc, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
 
 
 def warn(text: str) -> None:

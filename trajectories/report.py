@@ -110,8 +110,10 @@ def _agreement(capture: Capture, figures: dict[str, float], by_step: dict[str, A
     named = " and ".join(theirs)
     ours: dict[str, Any] = {METRICS_FILE: figures, STEPS_FILE: by_step}
     if METRICS_FILE in theirs:
-        written = theirs[METRICS_FILE].get("figures", {})
-        theirs[METRICS_FILE] = {name: written.get(name) for name in figures}  # it may have more, pooled ones
+        content = theirs[METRICS_FILE]
+        known = content.get("figures") if isinstance(content, dict) else None
+        if isinstance(known, dict):
+            theirs[METRICS_FILE] = {name: known.get(name) for name in figures}  # it may have more, pooled ones
     if all(json.dumps(theirs[name]) == json.dumps(ours[name]) for name in theirs):  # as text, so that nan is nan
         return f"They are the evaluation's own, as in {named} beside them."
     return f"They are not those of {named} beside them, which another evaluation has written since, or other code."

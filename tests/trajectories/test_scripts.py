@@ -96,6 +96,8 @@ def test_figures_are_compared_with_those_beside_the_capture(captured: Path, tmp_
     assert run_cli(evaluate.main, [*command, "halt_max_steps=1"]) == 0
     assert figures_of(open_capture(tmp_path))[0] == figures
     assert "They are not those of metrics.json and act_steps.json" in figures_of(open_capture(tmp_path))[1]
+    (tmp_path / "metrics.json").write_text("[]")
+    assert "They are not those of metrics.json" in figures_of(open_capture(tmp_path))[1]
     (tmp_path / "metrics.json").unlink()
     assert "They are not those of act_steps.json beside them" in figures_of(open_capture(tmp_path))[1]
     (tmp_path / "act_steps.json").unlink()

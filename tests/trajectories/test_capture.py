@@ -20,7 +20,7 @@ from datasets.puzzle_dataset import PuzzleDataset
 from evaluators import build_evaluators
 from models.act import ACTModel
 from models.losses import softmax_confidence, stablemax_confidence, stablemax_cross_entropy
-from tests.training.runs import TRM, overrides
+from tests.training.runs import TRM, overrides, records
 from training import distributed, recording
 from training.cli import run_cli
 from training.config import load_config
@@ -264,6 +264,16 @@ def test_a_capture_is_whole_or_absent(
     assert written(tmp_path, "metrics.json")["figures"] == expected["figures"]
     assert len(open_capture(tmp_path)) == len(first)
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
+
+
+def test_training_logs_an_evaluation_whose_capture_failed(
+    captured: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(store, "_write_archive", full_disk)
+    command = overrides(TRM, captured / "sudoku", tmp_path, "max_steps=2", "eval_save_outputs=[preds]")
+    assert run_cli(pretrain.main, command) == 2
+    assert list(records(tmp_path, "eval/all/exact_accuracy")) == [2]
+    assert not (tmp_path / "eval/step_2/trajectories").exists()
 
 
 @pytest.mark.parametrize("full", [0, 1])

@@ -23,7 +23,7 @@ from training.diffusion_evaluation import evaluate_head
 from training.diffusion_trained import check_no_head_keys, is_head, open_trained_head
 from training.distributed import Distributed
 from training.evaluate_schema import EvaluateConfig
-from training.evaluation import check_batch_size, evaluate
+from training.evaluation import METRICS_FILE, check_batch_size, evaluate
 from training.files import written_aside
 from training.trained import Trained, open_trained
 from trajectories.capturing import capturing
@@ -79,8 +79,8 @@ def evaluate_model(config: EvaluateConfig, dist: Distributed) -> None:
             save_dir=output_dir,
             capture=capture,
         )
-    if figures is not None:
-        write_metrics(protocol, figures, output_dir)
+        if figures is not None:  # before the capture is closed, for which the disk may have no room
+            write_metrics(protocol, figures, output_dir)
 
 
 def evaluate_diffusion(config: EvaluateConfig, dist: Distributed) -> None:
@@ -109,24 +109,15 @@ def evaluate_diffusion(config: EvaluateConfig, dist: Distributed) -> None:
 
 def describe(config: EvaluateConfig, trained: Trained) -> dict[str, Any]:
     """What the figures are measured on."""
-    weights, dataset = trained.weights, trained.dataset
-    return {
-        "checkpoint": weights.path.name,
-        "step": weights.step,
-        "weights": "EMA" if weights.averaged else "as saved",
-        "data": [str(source.path) for source in dataset.sources],
-        "data_hash": dataset.dataset_hash,
-        "tasks_or_puzzles": dataset.metadata.total_groups,
-        "dtype": trained.model.model.config.forward_dtype,
+    return trained.protocol | {
         "act_eval": config.act_eval,
         "act_eval_confidence": config.act_eval_confidence if config.act_eval == "early" else None,
-        "act_steps": trained.model.model.config.halt_max_steps,
     }
 
 
 def write_metrics(protocol: dict[str, Any], figures: dict[str, float], output_dir: Path) -> None:
-    """Print the figures with what they were measured on, and write them to ``metrics.json``."""
-    with written_aside(output_dir / "metrics.json") as aside:
+    """Print the figures with what they were measured on, and write them to `METRICS_FILE`."""
+    with written_aside(output_dir / METRICS_FILE) as aside:
         aside.write_text(json.dumps({"protocol": protocol, "figures": figures}, indent=2), encoding="utf-8")
     for key, value in (protocol | figures).items():
         print(f"{key:<28} {value:.6g}" if isinstance(value, float) else f"{key:<28} {value}")

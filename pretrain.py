@@ -187,8 +187,8 @@ def evaluate_now(run: Run, state: TrainState, logger: RunLogger) -> None:
             save_dir=save_dir,
             capture=capture,
         )
-    if figures is not None:
-        logger.evaluation(state.step, figures, HEADLINES)
+        if figures is not None:  # before the capture is closed, for which the disk may have no room
+            logger.evaluation(state.step, figures, HEADLINES)
 
 
 def was_evaluated(run: Run, step: int) -> bool:

@@ -45,7 +45,7 @@ from training.ablation import (
     what_is_missing,
 )
 from training.ablation_plots import plot_ablation
-from training.cli import run_cli
+from training.cli import run_cli, script_parser
 from training.config import compose_mapping, load_config
 from training.files import written_aside
 from training.jobs import CPU, Job, Pool, devices_of
@@ -108,11 +108,7 @@ def main(argv: list[str]) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m scripts.ablate",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = script_parser("ablate", __doc__)
     add = parser.add_argument
     add("list", help="a list of presets: a name in config/ablation, or a .yaml file")
     add("overrides", nargs="*", help="key=value for all presets, as pretrain.py takes them")

@@ -10,34 +10,35 @@ summary.json, pictures/TASK.png and tasks.html; for Sudoku and mazes see scripts
 
 from __future__ import annotations
 
-import argparse
 import base64
 import html
 import sys
+import urllib.parse
 from pathlib import Path
 from typing import Any
 
 from datasets.common import InputError, check_folder
 from evaluators.common import write_text
 from evaluators.render import draw_arc_task
-from training.cli import run_cli
+from training.cli import run_cli, script_parser
+from training.evaluation import STEPS_FILE
 from trajectories.arc_tasks import ArcResults, is_capture, read_results, recounted, summary_json
 from trajectories.page import write_page
 from trajectories.store import open_capture
 
 
 def main(argv: list[str]) -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m scripts.analyze_trm_arc_results",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = script_parser("analyze_trm_arc_results", __doc__)
     parser.add_argument("results", type=Path, help="an evaluation's folder, a submission.json, or a capture's folder")
     parser.add_argument("out", type=Path, help="folder for the table and the pictures")
     parser.add_argument("--data-root", type=Path, help="the data set's folder; a capture knows its own")
     parser.add_argument("--count", type=int, default=3, help="draw so many solved and unsolved tasks (default 3 each)")
     arguments = parser.parse_args(argv)
+    if arguments.count < 0:
+        raise InputError(f"--count {arguments.count} must be at least 0")
     check_folder(arguments.out, str(arguments.out))
+    if arguments.out.resolve() == arguments.results.resolve() or (arguments.out / STEPS_FILE).is_file():
+        raise InputError(f"{arguments.out} holds the results, whose own files would be replaced: name another folder")
     if is_capture(arguments.results):
         results = recounted(open_capture(arguments.results), arguments.out, arguments.data_root)
     elif arguments.data_root is None:
@@ -55,18 +56,26 @@ def main(argv: list[str]) -> None:
         title=f"ARC: {figures['tasks']} tasks, pass@2 {figures['pass@2']:.1%}",
         subtitle=f"from {arguments.results}",
         table_payload=_table_html(results.table()),
-        pictures_payload="".join(_section_html(title, paths) for title, paths in pictures.items()),
+        pictures_payload="".join(_section_html(title, shown) for title, shown in pictures.items()),
     )
     for key, value in figures.items():
         print(f"{key:<16} {value:.6g}")
     print(arguments.out / "tasks.html")
 
 
-def _draw(results: ArcResults, folder: Path, count: int) -> dict[str, list[Path]]:
+def _draw(results: ArcResults, folder: Path, count: int) -> dict[str, dict[str, Path]]:
+    """Pictures by the heading that they go under, and by task."""
     return {
-        title: [draw_arc_task(results.tasks[n], results.attempts[n], folder / f"{n}.png") for n in names]
+        title: {
+            name: draw_arc_task(results.tasks[name], results.attempts[name], _place(folder, name)) for name in names
+        }
         for title, names in results.examples(count).items()
     }
+
+
+def _place(folder: Path, task: str) -> Path:
+    """A task may have any name, a path's too."""
+    return folder / f"{urllib.parse.quote(task, safe='')}.png"
 
 
 def _table_html(rows: list[dict[str, Any]]) -> str:
@@ -79,13 +88,17 @@ def _cell(value: Any) -> str:
     return f"{value:.3g}" if isinstance(value, float) else html.escape(str(value))
 
 
-def _section_html(title: str, pictures: list[Path]) -> str:
-    images = "".join(
-        f'<figure><figcaption>{path.stem}</figcaption><img alt="Task {path.stem}: demonstrations, test and attempts" '
-        f'src="data:image/png;base64,{base64.b64encode(path.read_bytes()).decode("ascii")}"></figure>'
-        for path in pictures
-    )
+def _section_html(title: str, pictures: dict[str, Path]) -> str:
+    images = "".join(_figure_html(html.escape(name), path.read_bytes()) for name, path in pictures.items())
     return f"<h2>{title.capitalize()}</h2><div class='tasks'>{images or '<p>none</p>'}</div>"
+
+
+def _figure_html(name: str, picture: bytes) -> str:
+    data = base64.b64encode(picture).decode("ascii")
+    return (
+        f'<figure><figcaption>{name}</figcaption><img alt="Task {name}: demonstrations, test and attempts" '
+        f'src="data:image/png;base64,{data}"></figure>'
+    )
 
 
 if __name__ == "__main__":

@@ -23,10 +23,12 @@ import torch
 from torch import Tensor
 
 from datasets.common import IGNORE_LABEL_ID, InputError, check_folder
+from evaluators.common import write_text
 from models.losses import ACTLossHead
 from training import distributed
-from training.cli import run_cli, warn
+from training.cli import run_cli, script_parser, warn
 from training.config import load_config
+from training.progress import Progress
 from training.recording import Rows
 from training.trained import Trained, open_trained
 from trajectories.capturing import describe, record_rows
@@ -34,25 +36,35 @@ from trajectories.film import check_film, write_film
 from trajectories.grids import read_grid
 from trajectories.replay import write_replay
 from trajectories.solve import Solve, dictionary_of, solve_of, telling
-from trajectories.store import TrajectoryWriter
+from trajectories.store import NO_ROW, Header, TrajectoryWriter, check_target
 from trajectories.tasks import Tasks
 
-CANDIDATES = 256
+# Among so many rows the telling one is looked for, so many at a time.
+CANDIDATES, AT_ONCE = 256, 32
+# Keys of evaluate.py, and their sections, that say nothing about a single row, which is always solved to the end.
+WITHOUT_EFFECT = {
+    *("act_eval", "act_eval_confidence", "capture", "diffusion", "eval_batch_size", "eval_save_outputs"),
+    *("evaluator", "evaluators", "output_dir"),
+}
+ARGUMENTS = {"checkpoint": "the first argument", "device": "--device"}
 FILMS = (".gif", ".png", ".svg", ".pdf")
-USER_ROW = 0  # the index of a puzzle that is in no data set
 
 
 def main(argv: list[str]) -> None:
     arguments = _parser().parse_args(argv)
     for out in arguments.out:
         _check_out(out)
+    for given in arguments.set:
+        _check_key(given)
     options = [f"checkpoint={arguments.checkpoint}", f"device={arguments.device}", *arguments.set]
     config = load_config("cfg_evaluate", options)
     with distributed.init(config.device) as dist:
         trained = open_trained(config, dist)
-        header = describe(trained.model, trained.dataset, arguments.depth, {"checkpoint": trained.weights.path.name})
-        batch = _choose(trained, arguments, dist.device)
+        header = describe(trained.model, trained.dataset, arguments.depth, trained.protocol | {"act_eval": "fixed"})
+        batch = _choose(trained, header, arguments, dist.device)
         rows = record_rows(trained.model, batch, arguments.depth, dist.device)
+    if arguments.grid is not None:
+        rows["row_index"] = np.full(1, NO_ROW)
     solve = solve_of(header, rows, 0)
     for out in arguments.out:
         _write(out, solve, rows)
@@ -79,11 +91,7 @@ def extract_single_puzzle_trajectory(
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m scripts.extract_single_puzzle_trajectory",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = script_parser("extract_single_puzzle_trajectory", __doc__)
     parser.add_argument("checkpoint", help="a run's folder, a checkpoint or a file of weights")
     parser.add_argument("out", type=Path, nargs="+", help="what to write, by suffix")
     which = parser.add_mutually_exclusive_group()
@@ -101,11 +109,23 @@ def _check_out(out: Path) -> None:
         check_film(out)
     elif out.suffix in (".html", ".json", ""):
         check_folder(out.parent, str(out))
+        if not out.suffix:
+            check_target(out)
+        elif out.is_dir():
+            raise InputError(f"{out} is a folder: give a name for the file")
     else:
         raise InputError(f"{out}: unknown suffix; use .html, {', '.join(FILMS)}, .json, or none for a capture's folder")
 
 
-def _choose(trained: Trained, arguments: argparse.Namespace, device: torch.device) -> Rows:
+def _check_key(given: str) -> None:
+    key = given.partition("=")[0].lstrip("+~")
+    if key in ARGUMENTS:
+        raise InputError(f"--set {given}: give {ARGUMENTS[key]} instead")
+    if key.partition(".")[0] in WITHOUT_EFFECT:
+        raise InputError(f"--set {given} has no effect on a single row, which runs all its ACT steps: drop it")
+
+
+def _choose(trained: Trained, header: Header, arguments: argparse.Namespace, device: torch.device) -> Rows:
     """The row that is asked for, as a batch of one."""
     total = trained.dataset.num_rows
     if arguments.grid is not None:
@@ -118,11 +138,21 @@ def _choose(trained: Trained, arguments: argparse.Namespace, device: torch.devic
         return _test_rows(trained, np.array([arguments.row]))
     if arguments.id is not None:
         return _test_rows(trained, np.array([_row_of(trained, arguments.id)]))
-    batch = _test_rows(trained, np.arange(min(CANDIDATES, total)))
-    rows = record_rows(trained.model, batch, "eval", device)
-    header = describe(trained.model, trained.dataset, "eval", {})
-    chosen = telling([solve_of(header, rows, i) for i in range(len(rows["row_index"]))])
-    return _test_rows(trained, np.array([chosen.row]))
+    return _test_rows(trained, np.array([_telling_row(trained, header, device)]))
+
+
+def _telling_row(trained: Trained, header: Header, device: torch.device) -> int:
+    count = min(CANDIDATES, trained.dataset.num_rows)
+    progress = Progress(count)
+    progress.message(f"solving {count} puzzles to find one that is worth seeing; --row names one")
+    found: list[Solve] = []
+    for start in range(0, count, AT_ONCE):
+        batch = _test_rows(trained, np.arange(start, min(start + AT_ONCE, count)))
+        rows = record_rows(trained.model, batch, "eval", device)
+        found += [solve_of(header, rows, i) for i in range(len(rows["row_index"]))]
+        progress.update(len(found))
+    progress.close()
+    return telling(found).row
 
 
 def _test_rows(trained: Trained, rows: np.ndarray) -> Rows:
@@ -160,7 +190,7 @@ def _written_down(trained: Trained, grid: str, name: str | None) -> Rows:
         "inputs": inputs[None],
         "labels": labels[None],
         "puzzle_identifiers": np.array([identifier], np.int32),
-        "row_index": np.array([USER_ROW], np.int64),
+        "row_index": np.zeros(1, np.int64),
     }
 
 
@@ -172,8 +202,7 @@ def _write(out: Path, solve: Solve, rows: Rows) -> None:
         write_replay([solve], out, tasks)
     elif out.suffix == ".json":
         content = dictionary_of(rows, 0, solve.header.symbols)
-        out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(json.dumps(content, default=lambda array: array.tolist()), encoding="utf-8")
+        write_text(out, json.dumps(content, default=lambda array: array.tolist()))
     else:
         with TrajectoryWriter(out, solve.header) as writer:
             writer.add(solve.header.sources[0].metadata.sets[0], rows)

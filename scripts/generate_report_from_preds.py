@@ -10,7 +10,6 @@ ARC, of which scripts.analyze_trm_arc_results makes the table by task.
 
 from __future__ import annotations
 
-import argparse
 import sys
 from pathlib import Path
 
@@ -18,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from datasets.common import InputError, check_folder
-from training.cli import run_cli
+from training.cli import run_cli, script_parser
 from trajectories.measures import Course, answers
 from trajectories.replay import write_replay
 from trajectories.report import chosen_rows, write_report
@@ -28,11 +27,7 @@ from trajectories.tasks import Tasks
 
 
 def main(argv: list[str]) -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m scripts.generate_report_from_preds",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = script_parser("generate_report_from_preds", __doc__)
     parser.add_argument("preds", type=Path, help="folder of an evaluation with captured trajectories")
     parser.add_argument("out", type=Path, help="folder for puzzles.csv, report.html and figures/")
     parser.add_argument("--data-root", type=Path, help="the data set's folder, where it was moved (ARC only)")

@@ -22,6 +22,7 @@ from training.files import written_aside
 from training.recording import CaptureRequest, make_recorder
 from training.rollout import UNIT, ActStatistics, Rows, in_units, rollout
 
+METRICS_FILE = "metrics.json"  # the figures, and what they were measured on
 STEPS_FILE = "act_steps.json"  # accuracy by ACT step, halting, calibration
 
 

@@ -10,6 +10,7 @@ H-cycle too, and the latents z_H and z_L that each H-cycle ended with; at ``laye
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -25,6 +26,12 @@ from models.trajectory import Trajectory, check_recordable
 
 Depth = Literal["eval", "h_cycle", "layer"]
 Rows = dict[str, NDArray]
+
+# Finished rows are handed over in pieces of this size, so that copies stay small however many finish together.
+PIECE_BYTES = 16 * 2**20
+
+# What is kept of a finished row, whatever else was asked for it: its last answer is that of the last step already.
+OF_THE_ROW = ("row_index", "puzzle_identifiers", "inputs", "labels", "steps", "lm_loss")
 
 # Outputs that are stored only where they are asked for by name: a vocabulary's worth of numbers a cell, and a number
 # that means something with `no_ACT_continue=false` only.
@@ -44,7 +51,8 @@ class CaptureRequest:
 class Recorder:
     """Trajectories of the rows in `slots` slots; all rows, or those whose index in the data set is in `rows`.
 
-    `sink` is handed the finished rows, as `rollout` yields them, with what was recorded of them. T is the number of ACT
+    `sink` is handed `OF_THE_ROW` of the finished rows, as `rollout` yields them, with what was recorded of them,
+    `PIECE_BYTES` at a time. T is the number of ACT
     steps, H of H-cycles, M of L-cycles. After a row's last step its answer, its confidence and its halt logit are
     repeated up to T, so that every step has the answer that would have been given there.
 
@@ -105,19 +113,26 @@ class Recorder:
         kept = self._wanted(rows["row_index"])
         if not kept.any():
             return
-        slot = np.flatnonzero(finished)[kept]
-        buffer = self._buffer_of_slot[slot]
+        buffer_of_row = self._buffer_of_slot[np.flatnonzero(finished)]
+        row_bytes = sum(array[0].nbytes for array in self._buffers.values())
+        pieces = max(1, math.ceil(int(kept.sum()) * row_bytes / PIECE_BYTES))
+        for piece in np.array_split(np.flatnonzero(kept), min(pieces, int(kept.sum()))):
+            recorded = self._taken(buffer_of_row[piece], rows["steps"][piece])
+            self._sink({name: rows[name][piece] for name in OF_THE_ROW} | recorded)
+        self._buffer_of_slot[np.flatnonzero(finished)[kept]] = -1
+        self._free += buffer_of_row[kept].tolist()
+
+    def _taken(self, buffer: NDArray[np.int64], steps: NDArray) -> Rows:
+        """What was recorded of rows that ran so many `steps` [n], out of the buffers [n] that they were in."""
         recorded = {name: array[buffer] for name, array in self._buffers.items()}
-        steps = rows["steps"][kept]
-        for row in np.flatnonzero(steps < self._model.config.halt_max_steps):
+        most = self._model.config.halt_max_steps
+        for row in np.flatnonzero(steps < most):
             for array in recorded.values():
                 array[row, steps[row] :] = array[row, steps[row] - 1]
-        number = np.arange(1, self._model.config.halt_max_steps + 1)
+        number = np.arange(1, most + 1)
         recorded["step_active"] = number <= steps[:, None]
         recorded["step_halted"] = number >= steps[:, None]
-        self._buffer_of_slot[slot] = -1
-        self._free += buffer.tolist()
-        self._sink({name: array[kept] for name, array in rows.items()} | recorded)
+        return recorded
 
     def _wanted(self, row_index: NDArray[np.int64]) -> NDArray[np.bool_]:
         return row_index >= 0 if self._rows is None else np.isin(row_index, self._rows)

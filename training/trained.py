@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from datasets.common import InputError
 from datasets.puzzle_dataset import PuzzleDataset
@@ -37,6 +38,21 @@ class Trained:
         if self.recorded is None:
             return path.with_name(f"{path.stem}-evaluation")
         return path.parent.parent / "evaluations" / f"step_{self.weights.step}"
+
+    @property
+    def protocol(self) -> dict[str, Any]:
+        """Which weights, on which data: said beside everything that is found out about them."""
+        run = {} if self.recorded is None else {"run": self.weights.path.resolve().parent.parent.name}
+        return run | {
+            "checkpoint": self.weights.path.name,
+            "step": self.weights.step,
+            "weights": "EMA" if self.weights.averaged else "as saved",
+            "data": [str(source.path) for source in self.dataset.sources],
+            "data_hash": self.dataset.dataset_hash,
+            "tasks_or_puzzles": self.dataset.metadata.total_groups,
+            "dtype": self.model.model.config.forward_dtype,
+            "act_steps": self.model.model.config.halt_max_steps,
+        }
 
 
 def open_trained(config: EvaluateConfig, dist: Distributed) -> Trained:

@@ -8,17 +8,21 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Sequence
+import re
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from datasets.common import InputError, load_test_puzzles, read_json
+from datasets.common import ARC_COLOURS, InputError, load_test_puzzles, read_json
 from evaluators import build_evaluators
 from evaluators.common import wilson_interval
+from training.cli import warn
 from training.recount import COUNTED, recount
 from trajectories.store import HEADER, Capture
 from trajectories.tasks import data_folders
+
+ATTEMPTS_FILE = "attempts.json"
 
 Task = dict[str, list[dict[str, Any]]]
 Attempts = list[list[dict[str, Any]]]  # for each test pair {"grid", "votes", "correct"}, best first
@@ -88,13 +92,15 @@ class ArcResults:
         return {"solved": solved[:count], "not solved": rest[:count]}
 
 
-def read_results(results: Path, data_root: Path) -> ArcResults:
-    """From an evaluation's folder, its attempts.json or a submission.json, on the data set in `data_root`.
+def read_results(results: Path, data_root: Path, task_names: Collection[str] | None = None) -> ArcResults:
+    """From an evaluation's folder, its attempts.json or a submission.json, on the data set in `data_root`, or on those
+    of its tasks that are in `task_names`.
 
-    Raises `InputError` where the files are missing, or answer tasks or test pairs that the data set does not have.
+    Raises `InputError` where the files are missing, or answer tasks or test pairs that the data set does not have, or
+    no task's solution is known.
     """
     tasks = load_test_puzzles(data_root)
-    path = results / "attempts.json" if results.is_dir() else results
+    path = results / ATTEMPTS_FILE if results.is_dir() else results
     content = read_json(path)
     if not isinstance(content, dict):
         raise InputError(f"{path} must map tasks to answers, as attempts.json and submission.json do")
@@ -108,11 +114,20 @@ def read_results(results: Path, data_root: Path) -> ArcResults:
             _answers(pair, test.get("output"), f"{path}: task {name}")
             for pair, test in zip(pairs, tasks[name]["test"], strict=True)
         ]
-    return ArcResults({name: task for name, task in tasks.items() if task["test"]}, attempts)
+    asked = {n: task for n, task in tasks.items() if task["test"] and (task_names is None or n in task_names)}
+    found = ArcResults(asked, attempts)
+    if not found.scored:
+        raise InputError(
+            f"{data_root} has the solutions of no task, so {path} cannot be scored: name a data set that does"
+        )
+    return found
 
 
 def recounted(capture: Capture, folder: Path, data_root: Path | None) -> ArcResults:
-    """Of captured predictions: the evaluator votes again and writes its attempts and its submission into `folder`."""
+    """Of captured predictions: the evaluator votes again and writes its attempts and its submission into `folder`.
+
+    Raises `InputError` for other puzzles than ARC's and for a capture of some of the rows, whose votes are too few.
+    """
     header = capture.header
     if header.kind != "arc":
         raise InputError(
@@ -121,9 +136,16 @@ def recounted(capture: Capture, folder: Path, data_root: Path | None) -> ArcResu
     sources = data_folders(header, data_root)
     if len(sources) > 1:
         raise InputError(f"{capture.folder} was captured on {len(sources)} data sets: evaluate one at a time")
+    if not capture.complete:
+        captured = f"{len(capture)} of the test split's {header.dataset_rows} rows"
+        raise InputError(
+            f"{capture.folder} has {captured}, too few to vote with: capture all, or name the evaluation's folder"
+        )
     specs = [spec for spec in header.evaluators if spec["name"] == "arc@ARC"] or [{"name": "arc@ARC"}]
+    if any(spec.get("pool_evaluations") for spec in specs):
+        warn(f"the votes of {capture.folder} alone are counted, not those that its run pooled with them")
     recount(capture.chunks(COUNTED), header.max_steps, build_evaluators(specs, sources), folder)
-    return read_results(folder, sources[0].path)
+    return read_results(folder, sources[0].path, sources[0].task_names)
 
 
 def is_capture(path: Path) -> bool:
@@ -131,33 +153,44 @@ def is_capture(path: Path) -> bool:
 
 
 def _answers(pair: Any, solution: Any, where: str) -> list[dict[str, Any]]:
-    """Of one test pair, in either form."""
+    """Of one test pair: attempts of a submission by number, or a list of them with their votes."""
     if isinstance(pair, dict):
-        grids = [pair[key] for key in sorted(pair, key=_attempt_number) if key.startswith("attempt_")]
-        pair = [{"grid": grid, "votes": None} for grid in grids]
-    if not isinstance(pair, list) or not all(isinstance(a, dict) and _is_grid(a.get("grid")) for a in pair):
+        if not pair or not all(re.fullmatch(r"attempt_[1-9]\d*", key) for key in pair):
+            raise InputError(f"{where}: a test pair needs attempt_1, attempt_2 and so on, and nothing else")
+        pair = [{"grid": pair[key], "votes": None} for key in sorted(pair, key=_attempt_number)]
+    if not isinstance(pair, list) or not all(isinstance(answer, dict) and "grid" in answer for answer in pair):
         raise InputError(f"{where}: expected attempts with a grid of colours each; see attempts.json, submission.json")
     return [
         {
-            "grid": answer["grid"],
-            "votes": answer.get("votes"),
+            "grid": _checked_grid(answer["grid"], where),
+            "votes": _checked_votes(answer.get("votes"), where),
             "correct": None if solution is None else answer["grid"] == solution,
         }
         for answer in pair
     ]
 
 
-def _attempt_number(key: str) -> tuple[int, str]:
-    digits = key.removeprefix("attempt_")
-    return (int(digits) if digits.isdecimal() else 0, key)
+def _attempt_number(key: str) -> int:
+    return int(key.removeprefix("attempt_"))
 
 
-def _is_grid(grid: Any) -> bool:
+def _checked_grid(grid: Any, where: str) -> list[list[int]]:
     rows: Sequence[Any] = grid if isinstance(grid, list) else []
-    return bool(rows) and all(
-        isinstance(row, list) and len(row) == len(rows[0]) and all(cell in range(10) for cell in row) and row
-        for row in rows
-    )
+    if not rows or not all(
+        isinstance(row, list) and row and len(row) == len(rows[0]) and all(map(_is_colour, row)) for row in rows
+    ):
+        raise InputError(f"{where}: expected attempts with a grid of colours each, equal rows of whole numbers 0 to 9")
+    return grid
+
+
+def _is_colour(cell: Any) -> bool:
+    return type(cell) is int and 0 <= cell < ARC_COLOURS  # neither 1.0 nor true, which equal 1
+
+
+def _checked_votes(votes: Any, where: str) -> int | None:
+    if votes is not None and (type(votes) is not int or votes < 0):
+        raise InputError(f"{where}: votes={votes!r} is no number of votes")
+    return votes
 
 
 def summary_json(figures: dict[str, float]) -> str:

@@ -25,7 +25,7 @@ from models.losses import ACTLossHead
 from training.distributed import Distributed
 from training.recording import CaptureRequest, Depth, Recorder, Rows, row_layout
 from training.rollout import ActStatistics, rollout
-from trajectories.store import DataFolder, Header, TrajectoryWriter, symbols
+from trajectories.store import CHUNK_BYTES, DataFolder, Header, TrajectoryWriter, symbols
 
 GIGABYTE = 10**9
 
@@ -70,16 +70,22 @@ def capturing(
 def size_warning(
     model: ACTLossHead, depth: Depth, outputs: Collection[str], rows: int, slots: int, folder: Path
 ) -> str | None:
-    """What a capture takes, if that is more than a gigabyte; `folder` need not exist."""
+    """What a capture takes, if that is more than a gigabyte; `folder` need not exist.
+
+    Memory holds the rows of all slots, what is recorded in an ACT step before it is put there, and three chunks: one
+    that grows, one being joined and one being written.
+    """
     layout = row_layout(model, depth, outputs)
     row_bytes = sum(math.prod(shape) * np.dtype(dtype).itemsize for shape, dtype in layout.values())
-    if max(rows, slots) * row_bytes <= GIGABYTE:
+    row_memory = row_bytes * (1 + 1 / model.model.config.halt_max_steps)
+    memory = slots * row_memory + 3 * max(row_bytes, min(CHUNK_BYTES, rows * row_bytes))
+    if max(rows * row_bytes, memory) <= GIGABYTE:
         return None
     place = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     free = shutil.disk_usage(place).free
     return (
         f"capture: {rows} rows x {row_bytes / 1e6:.3g} MB at depth {depth} are {rows * row_bytes / GIGABYTE:.3g} GB "
-        f"before compression ({free / GIGABYTE:.3g} GB free), and {slots * row_bytes / GIGABYTE:.3g} GB of memory; "
+        f"before compression ({free / GIGABYTE:.3g} GB free), and {memory / GIGABYTE:.3g} GB of memory; "
         "capture.rows, max_eval_puzzles and eval_batch_size make it less"
     )
 
@@ -145,8 +151,7 @@ def record_rows(model: ACTLossHead, batch: Rows, depth: Depth, device: torch.dev
     ):
         pass
     model.train(was_training)
-    (rows,) = kept  # without early halting all rows are done at once
-    return rows
+    return {name: np.concatenate([part[name] for part in kept]) for name in kept[0]}
 
 
 def weights_hash(model: ACTLossHead) -> str:

@@ -40,6 +40,9 @@ def read_grid(given: str, metadata: PuzzleDatasetMetadata) -> tuple[NDArray[np.i
     cells = "".join(rows)
     if len(cells) != metadata.seq_len:
         raise InputError(f"--grid has {len(cells)} cells, the model's puzzles have {side} rows of {side}")
+    if len(rows) > 1 and {len(row) for row in rows} != {side}:
+        widths = ", ".join(str(len(row)) for row in rows)
+        raise InputError(f"--grid has rows of {widths} cells, the model's puzzles have {side} rows of {side}")
     return (_sudoku if kind == "sudoku" else _maze)(cells, side)
 
 
@@ -57,7 +60,15 @@ def _rows(given: str) -> list[str]:
         return [row for row in given.replace("\n", "/").split("/") if row]
     if not isinstance(content, list) or not content or not all(isinstance(row, list | str) for row in content):
         raise InputError(f"--grid {given[:40]}: expected a list of rows, each a list of cells or a string")
-    return ["".join("." if cell is None else str(cell) for cell in row) for row in content]
+    return ["".join(map(_character, row)) for row in content]
+
+
+def _character(cell: Any) -> str:
+    """A cell of a JSON row, which is one character as in a row of text."""
+    text = "." if cell is None else str(cell)
+    if len(text) != 1:
+        raise InputError(f"--grid has the cell {json.dumps(cell)}: give a digit, a character or null")
+    return text
 
 
 def _sudoku(cells: str, size: int) -> tuple[NDArray[np.int32], NDArray[np.int32]]:

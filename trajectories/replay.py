@@ -89,7 +89,7 @@ def _puzzle_json(
     wants_frame = int(wants[0]) + solve.cycles - 1 if len(wants) else None
     return {
         "row": solve.row,
-        "name": f"row {solve.row}" if tasks is None else f"{tasks.name(solve.identifier)} · row {solve.row}",
+        "name": solve.name if tasks is None else f"{tasks.name(solve.identifier)} · {solve.name}",
         "rows": extent[0],
         "columns": extent[1],
         "moments": solve.moments,

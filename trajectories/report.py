@@ -9,6 +9,7 @@ import base64
 import csv
 import html
 import io
+import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -17,16 +18,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from datasets.common import IGNORE_LABEL_ID, InputError
+from datasets.common import IGNORE_LABEL_ID, InputError, read_json
 from evaluators import build_evaluators
 from evaluators.common import write_text
+from training.evaluation import METRICS_FILE, STEPS_FILE
 from training.recount import COUNTED, recount
 from trajectories.charts import write_charts
 from trajectories.measures import Course, answers, drifts
 from trajectories.page import KINDS, provenance_text, subtitle, write_page
 from trajectories.replay import pack
 from trajectories.solve import Solve, solves
-from trajectories.store import Capture
+from trajectories.store import NO_ROW, Capture
 from trajectories.tasks import Tasks, data_folders
 
 COLUMNS = (
@@ -41,18 +43,18 @@ def write_report(
 ) -> Path:
     """Report on the captured rows from the `start`-th on, `most` of them at most; the page's path.
 
-    The figures are recounted where all rows of the test split were captured, and are those of the evaluation. Raises
-    `InputError` where there is no such row, or ARC's data set is missing or another.
+    The figures are recounted where all rows of the test split were captured, and compared with the evaluation's files.
+    Raises `InputError` where there is no such row, or ARC's data set is missing or another; nothing is written then.
     """
     chosen = chosen_rows(capture, start, most)
     tasks = Tasks.of(capture, data_root)
+    figures, note = figures_of(capture, data_root)
     course = Course.of(capture, chosen)
     found = solves(capture, capture.row_index[chosen].tolist())
     facts = row_facts(course)
-    names = [f"row {solve.row}" if tasks is None else tasks.name(solve.identifier) for solve in found]
+    names = [solve.name if tasks is None else tasks.name(solve.identifier) for solve in found]
     write_text(folder / "puzzles.csv", _table(found, names, facts))
     charts = write_charts(course, drifts(capture), capture.header, folder / "figures")
-    figures, note = figures_of(capture, data_root)
     page = folder / "report.html"
     last = [_answer_only(solve) for solve in found]
     write_page(
@@ -80,16 +82,41 @@ def chosen_rows(capture: Capture, start: int, most: int | None) -> NDArray[np.in
 
 
 def figures_of(capture: Capture, data_root: Path | None = None) -> tuple[dict[str, float], str]:
-    """The evaluation's figures, recounted, and what is to be said of them; no figures for a part of the test split."""
+    """The evaluation's figures, recounted, and what is to be said of them; no figures for a part of the test split, and
+    none of an evaluator that pools several evaluations, of which a capture has one."""
     header = capture.header
+    if NO_ROW in capture.row_index:
+        return {}, "The puzzle was written down and is in no data set, so there are no figures of an evaluation."
     if not capture.complete:
         return {}, (
             f"{len(capture)} of the test split's {header.dataset_rows} rows were captured, which is too few for the "
             "figures of an evaluation."
         )
     sources = header.sources if header.kind != "arc" else data_folders(header, data_root)
-    figures, _ = recount(capture.chunks(COUNTED), header.max_steps, build_evaluators(header.evaluators, sources))
-    return figures, "Recounted from the captured answers; they are the evaluation's own."
+    specs = [spec for spec in header.evaluators if not spec.get("pool_evaluations")]
+    figures, by_step = recount(capture.chunks(COUNTED), header.max_steps, build_evaluators(specs, sources))
+    note = f"Recounted from the captured answers. {_agreement(capture, figures, by_step)}"
+    if len(specs) < len(header.evaluators):
+        note += " Votes pooled over several evaluations cannot be recounted from one: their figures are left out."
+    return figures, note
+
+
+def _agreement(capture: Capture, figures: dict[str, float], by_step: dict[str, Any]) -> str:
+    """Whether the evaluation whose files lie beside the capture has the same figures."""
+    folder = capture.folder.parent
+    theirs = {name: read_json(folder / name) for name in (METRICS_FILE, STEPS_FILE) if (folder / name).is_file()}
+    if not theirs:
+        return "No evaluation's files lie beside them to be compared with."
+    named = " and ".join(theirs)
+    ours: dict[str, Any] = {METRICS_FILE: figures, STEPS_FILE: by_step}
+    if METRICS_FILE in theirs:
+        content = theirs[METRICS_FILE]
+        known = content.get("figures") if isinstance(content, dict) else None
+        if isinstance(known, dict):
+            theirs[METRICS_FILE] = {name: known.get(name) for name in figures}  # it may have more, pooled ones
+    if all(json.dumps(theirs[name]) == json.dumps(ours[name]) for name in theirs):  # as text, so that nan is nan
+        return f"They are the evaluation's own, as in {named} beside them."
+    return f"They are not those of {named} beside them, which another evaluation has written since, or other code."
 
 
 def row_facts(course: Course) -> list[dict[str, Any]]:

@@ -18,12 +18,12 @@ from numpy.typing import NDArray
 
 from datasets.common import IGNORE_LABEL_ID
 from evaluators.render import given_cells
-from trajectories.store import Capture, Header, Rows
+from trajectories.store import NO_ROW, Capture, Header, Rows
 
 
 @dataclass(frozen=True)
 class Solve:
-    """F frames of one row of the data set.
+    """F frames of one row of the data set, or of a puzzle that is in none, whose `row` is `NO_ROW`.
 
     `identifier` is the row's puzzle identifier; `inputs`, `labels` [seq_len] tokens, labels -100 where nothing is
     asked; `preds` [F, seq_len] tokens and `confidence` [F, seq_len] in [0, 1]; `q_halt` [F] halting logits;
@@ -40,6 +40,11 @@ class Solve:
     q_halt: NDArray
     wants_to_halt: NDArray
     moments: list[tuple[int, int]]
+
+    @property
+    def name(self) -> str:
+        """What the puzzle is called where it has no name of its own."""
+        return "your grid" if self.row == NO_ROW else f"row {self.row}"
 
     @property
     def cycles(self) -> int:

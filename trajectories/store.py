@@ -1,7 +1,8 @@
 """Captured trajectories on disk: a folder of compressed chunks and ``capture.json``, which says what they are.
 
-A chunk is an ``.npz`` of some hundred rows, of which arrays are read one by one; nothing is pickled. ``capture.json``
-is written last, so that its presence says that the capture is whole. docs/trajectories.md describes both.
+A chunk is an ``.npz`` of some hundred rows at most, of which arrays are read one by one; nothing is pickled.
+``capture.json`` is written last, so that its presence says that the capture is whole. docs/trajectories.md describes
+both.
 
     with TrajectoryWriter(folder, header) as writer: writer.add("all", rows)
     capture = open_capture(folder); capture.array("step_preds")  # [n, T, seq_len], in the order of the data set
@@ -10,6 +11,7 @@ is written last, so that its presence says that the capture is whole. docs/traje
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import zipfile
 import zlib
@@ -27,10 +29,12 @@ from datasets.maze import CHARACTERS
 from evaluators.common import write_text
 
 FOLDER, HEADER = "trajectories", "capture.json"
+NO_ROW = -1  # the index of a puzzle that is in no data set
 FORMAT: Literal["trm-lab trajectories"] = "trm-lab trajectories"
 
 # A chunk is read as a whole, array by array: large enough to compress well, small enough to hold several in memory.
 CHUNK_BYTES, CHUNK_ROWS = 64 * 2**20, 512
+CHUNK_NAME = r"rank\d+-\d+\.npz"
 # The fastest setting: the capture of an evaluation may take five per cent of its time.
 COMPRESSION_LEVEL = 1
 
@@ -40,7 +44,7 @@ Rows = dict[str, NDArray]
 class Chunk(pydantic.BaseModel, extra="forbid", frozen=True):
     """One file of rows, all of one set of the data."""
 
-    file: str = pydantic.Field(pattern=r"^rank\d+-\d+\.npz$")
+    file: str = pydantic.Field(pattern=f"^{CHUNK_NAME}$")
     set_name: str
     rows: int
 
@@ -91,11 +95,12 @@ def symbols(kind: str | None, vocab_size: int) -> list[str]:
 class TrajectoryWriter:
     """Writes one rank's rows, and on rank 0 the header; a context manager that leaves whole captures or none.
 
-    Every rank is given the same `folder`; `gather` hands rank 0 the chunks of all of them, and returns None elsewhere.
-    A chunk is compressed in a thread of its own, while the next one is captured.
+    Every rank is given the same `folder`; `gather` hands rank 0 what all of them know, and returns None elsewhere.
+    A chunk is compressed in a thread of its own, while the next one is captured. A disk that refuses is told at the
+    end, as an `InputError` on rank 0: the work in the block is done by then and need not be lost.
     """
 
-    def __init__(self, folder: Path, header: Header, *, rank: int = 0, gather: Any = lambda chunks: [chunks]):
+    def __init__(self, folder: Path, header: Header, *, rank: int = 0, gather: Any = lambda item: [item]):
         self._folder, self._header, self._rank, self._gather = folder, header, rank, gather
         self._aside = folder.with_name(f".{folder.name}.tmp")
         self._chunks: list[Chunk] = []
@@ -103,55 +108,72 @@ class TrajectoryWriter:
         self._pending_rows, self._pending_set = 0, ""
         self._thread = ThreadPoolExecutor(1)
         self._writing: Future[None] | None = None
+        self._refusal: str | None = None
 
     def __enter__(self) -> TrajectoryWriter:
+        check_target(self._folder)
         if self._rank == 0:
             shutil.rmtree(self._aside, ignore_errors=True)
             self._aside.mkdir(parents=True)
-        self._gather([])  # nobody writes before the folder is there
+        self._gather(None)  # nobody writes before the folder is there
         return self
 
     def __exit__(self, error: type[BaseException] | None, *_: object) -> None:
-        finished = False
         try:
             if error is None:
                 self._finish()
-                finished = True
         finally:
             self._thread.shutdown()
-            if not finished:
+            if self._rank == 0:  # the others may still be writing into it; once it is whole, it has another name
                 shutil.rmtree(self._aside, ignore_errors=True)
 
     def _finish(self) -> None:
         self._flush()
         self._settle()
-        gathered = self._gather(self._chunks)
+        gathered = self._gather((self._chunks, self._refusal))
         if gathered is None:
             return
-        header = self._header.model_copy(update={"chunks": [chunk for part in gathered for chunk in part]})
-        write_text(self._aside / HEADER, header.model_dump_json(indent=1))
-        shutil.rmtree(self._folder, ignore_errors=True)
-        os.replace(self._aside, self._folder)
+        refusal = next((refusal for _, refusal in gathered if refusal is not None), None)
+        if refusal is None:
+            header = self._header.model_copy(update={"chunks": [chunk for chunks, _ in gathered for chunk in chunks]})
+            try:
+                write_text(self._aside / HEADER, header.model_dump_json(indent=1))
+                check_target(self._folder)  # it may be another one by now
+                if self._folder.exists():
+                    shutil.rmtree(self._folder)
+                os.replace(self._aside, self._folder)
+            except OSError as error:
+                refusal = str(error.strerror)
+        if refusal is not None:
+            raise InputError(f"{self._folder} cannot be written: {refusal}; make room or capture less")
 
     def add(self, set_name: str, rows: Rows) -> None:
         """Rows of the set, arrays with the row as their first dimension, `row_index` among them."""
         if set_name != self._pending_set:
             self._flush()
             self._pending_set = set_name
-        self._pending.append(rows)
-        self._pending_rows += len(rows["row_index"])
-        row_bytes = sum(array.nbytes for array in rows.values()) / max(1, len(rows["row_index"]))
-        if self._pending_rows >= min(CHUNK_ROWS, CHUNK_BYTES / row_bytes):
-            self._flush()
+        count = len(rows["row_index"])
+        row_bytes = sum(array.nbytes for array in rows.values()) / max(1, count)
+        most = int(max(1, min(CHUNK_ROWS, CHUNK_BYTES / row_bytes))) if count else 1
+        start = 0
+        while start < count:
+            taken = min(count - start, most - self._pending_rows)
+            self._pending.append({key: array[start : start + taken] for key, array in rows.items()})
+            self._pending_rows += taken
+            start += taken
+            if self._pending_rows >= most:
+                self._flush()
 
     def _flush(self) -> None:
         if not self._pending:
             return
         name = f"rank{self._rank}-{len(self._chunks):05}.npz"
-        rows = {key: np.concatenate([part[key] for part in self._pending]) for key in self._pending[0]}
+        parts = self._pending
+        rows = {key: np.concatenate([part[key] for part in parts]) for key in parts[0]} if len(parts) > 1 else parts[0]
         self._settle()
-        self._writing = self._thread.submit(_write_archive, self._aside / name, rows)
-        self._chunks.append(Chunk(file=name, set_name=self._pending_set, rows=self._pending_rows))
+        if self._refusal is None:
+            self._writing = self._thread.submit(_write_archive, self._aside / name, rows)
+            self._chunks.append(Chunk(file=name, set_name=self._pending_set, rows=self._pending_rows))
         self._pending, self._pending_rows = [], 0
 
     def _settle(self) -> None:
@@ -161,9 +183,25 @@ class TrajectoryWriter:
         try:
             self._writing.result()
         except OSError as error:
-            raise InputError(
-                f"{self._folder} cannot be written: {error.strerror}; make room or capture less"
-            ) from error
+            self._refusal = str(error.strerror)
+        self._writing = None
+
+
+def check_target(folder: Path) -> None:
+    """`InputError` unless a capture may be written there: where nothing is yet, into an empty folder, or in the place
+    of an older capture, of which nothing but its own files may be lost."""
+    if not os.path.lexists(folder):
+        return
+    if folder.is_symlink() or not folder.is_dir():
+        raise InputError(f"{folder} is no folder that a capture could replace: move it away or name another")
+    if Path.cwd().is_relative_to(folder.resolve()):
+        raise InputError(f"{folder} is where this program runs, which a capture cannot replace: name a folder in it")
+    names = sorted(path.name for path in folder.iterdir())
+    foreign = next((name for name in names if name != HEADER and not re.fullmatch(CHUNK_NAME, name)), None)
+    if foreign is not None or (names and HEADER not in names):
+        raise InputError(
+            f"{folder} holds {foreign or names[0]}, which is not of a capture and would be lost: name a new folder"
+        )
 
 
 def _write_archive(path: Path, rows: Rows) -> None:
@@ -193,7 +231,7 @@ class Capture:
     @property
     def complete(self) -> bool:
         """Whether every row of the test split is here, so that the evaluation's figures can be had again."""
-        return len(self) == self.header.dataset_rows
+        return np.array_equal(self.row_index, np.arange(self.header.dataset_rows))
 
     @property
     def names(self) -> list[str]:

@@ -55,6 +55,8 @@ class Tasks:
         missing or holds another data set.
         """
         if capture.header.kind != "arc":
+            if data_root is not None:
+                raise InputError(f"--data-root {data_root} has no effect, as {capture.folder} is not of ARC: drop it")
             return None
         return Tasks(data_folders(capture.header, data_root))
 

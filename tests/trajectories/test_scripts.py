@@ -6,6 +6,7 @@ import base64
 import csv
 import json
 import re
+import shutil
 import zlib
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ import pytest
 import torch
 from PIL import Image
 
+import evaluate
 from datasets.common import InputError, load_test_puzzles
 from datasets.puzzle_dataset import PuzzleDataset
 from scripts import analyze_trm_arc_results, extract_single_puzzle_trajectory, generate_report_from_preds
@@ -23,7 +25,9 @@ from training import distributed
 from training.cli import run_cli
 from training.config import load_config
 from training.trained import open_trained
-from trajectories.solve import solves
+from trajectories.arc_tasks import ArcResults
+from trajectories.report import figures_of
+from trajectories.solve import solves, telling
 from trajectories.store import open_capture
 from trajectories.tasks import Tasks
 
@@ -82,6 +86,62 @@ def test_report_on_some_rows(captured: Path, tmp_path: Path) -> None:
     assert [row["row"] for row in csv.DictReader((tmp_path / "puzzles.csv").open())] == ["3", "4", "5", "6"]
 
 
+def test_figures_are_compared_with_those_beside_the_capture(captured: Path, tmp_path: Path) -> None:
+    """Another evaluation into the same folder, without a capture: the older one is not taken for its."""
+    command = [f"checkpoint={captured / 'run-sudoku'}", "device=cpu", f"output_dir={tmp_path}", "use_ema=false"]
+    assert run_cli(evaluate.main, [*command, "halt_max_steps=2", "capture.depth=eval"]) == 0
+    figures, note = figures_of(open_capture(tmp_path))
+    assert figures == json.loads((tmp_path / "metrics.json").read_text())["figures"]
+    assert "They are the evaluation's own, as in metrics.json and act_steps.json beside them." in note
+    assert run_cli(evaluate.main, [*command, "halt_max_steps=1"]) == 0
+    assert figures_of(open_capture(tmp_path))[0] == figures
+    assert "They are not those of metrics.json and act_steps.json" in figures_of(open_capture(tmp_path))[1]
+    (tmp_path / "metrics.json").write_text("[]")
+    assert "They are not those of metrics.json" in figures_of(open_capture(tmp_path))[1]
+    (tmp_path / "metrics.json").unlink()
+    assert "They are not those of act_steps.json beside them" in figures_of(open_capture(tmp_path))[1]
+    (tmp_path / "act_steps.json").unlink()
+    assert "No evaluation's files" in figures_of(open_capture(tmp_path))[1]
+
+
+def test_pooled_votes_are_not_recounted(captured: Path, tmp_path: Path) -> None:
+    shutil.copytree(captured / "seen-arc", tmp_path / "seen")
+    header = tmp_path / "seen/trajectories/capture.json"
+    content = json.loads(header.read_text())
+    assert [spec["name"] for spec in content["evaluators"]] == ["arc@ARC"]
+    content["evaluators"][0]["pool_evaluations"] = True
+    header.write_text(json.dumps(content))
+    plain, _ = figures_of(open_capture(captured / "seen-arc"))
+    figures, note = figures_of(open_capture(tmp_path / "seen"))
+    assert figures == {name: value for name, value in plain.items() if not name.startswith("ARC/")} != plain
+    assert "the evaluation's own" in note and "Votes pooled over several evaluations cannot be recounted" in note
+
+
+def test_a_part_of_the_test_split_has_no_figures(captured: Path, tmp_path: Path) -> None:
+    command = [str(captured / "run-sudoku"), str(tmp_path / "seen"), "--row", "3"]
+    assert run_cli(extract_single_puzzle_trajectory.main, command) == 0
+    assert run_cli(generate_report_from_preds.main, [str(tmp_path / "seen"), str(tmp_path / "out")]) == 0
+    page = (tmp_path / "out/report.html").read_text(encoding="utf-8")
+    assert "1 of the test split&#x27;s 16 rows were captured" in page and "<td>Sudoku/exact</td>" not in page
+
+
+def test_a_written_grid_is_of_no_data_set(captured: Path, tmp_path: Path) -> None:
+    """Not even of one with a single row."""
+    command = [str(captured / "run-sudoku"), str(tmp_path / "seen"), str(tmp_path / "a.html"), str(tmp_path / "a.json")]
+    assert (
+        run_cli(extract_single_puzzle_trajectory.main, [*command, "--grid", PUZZLE, "--set", "max_eval_puzzles=1"]) == 0
+    )
+    assert payload(tmp_path / "a.html")["puzzles"][0]["name"] == "your grid"
+    assert json.loads((tmp_path / "a.json").read_text())["puzzle_idx"] == -1
+    capture = open_capture(tmp_path / "seen")
+    assert capture.row_index.tolist() == [-1] and capture.header.dataset_rows == 1
+    command = [str(tmp_path / "seen"), str(tmp_path / "out"), "--replay", "1"]
+    assert run_cli(generate_report_from_preds.main, command) == 0
+    page = (tmp_path / "out/report.html").read_text(encoding="utf-8")
+    assert "is in no data set" in page and "<td>Sudoku/exact</td>" not in page
+    assert [row["name"] for row in csv.DictReader((tmp_path / "out/puzzles.csv").open())] == ["your grid"]
+
+
 def test_demonstrations_are_turned_and_coloured_as_their_rows(captured: Path, tmp_path: Path) -> None:
     """A task's own demonstrations are rows of the training split under the same identifier."""
     tasks = Tasks.of(open_capture(captured / "seen-arc"))
@@ -130,6 +190,77 @@ def test_a_submission_that_solves_one_task(captured: Path, tmp_path: Path) -> No
     assert summary["tasks_answered"] == 1
 
 
+def test_a_task_of_any_name_stays_in_its_place(captured: Path, tmp_path: Path) -> None:
+    """Neither a mark-up nor a path of another folder."""
+    tasks = load_test_puzzles(captured / "arc")
+    shutil.copytree(captured / "arc", tmp_path / "data")
+    names = ["<img src=x onerror=alert(1)>", "../../evil", 'a"b&c', "plain"]
+    renamed = dict(zip(names, tasks.values(), strict=False))
+    (tmp_path / "data/test_puzzles.json").write_text(json.dumps(renamed))
+    answers = {name: [{"attempt_1": [[0]]}] * len(task["test"]) for name, task in renamed.items()}
+    (tmp_path / "submission.json").write_text(json.dumps(answers))
+    before = set(tmp_path.rglob("*"))
+    command = [str(tmp_path / "submission.json"), str(tmp_path / "a/b/out"), "--data-root", str(tmp_path / "data")]
+    assert run_cli(analyze_trm_arc_results.main, [*command, "--count", "4"]) == 0
+    pictures = tmp_path / "a/b/out/pictures"
+    assert all(path.is_relative_to(tmp_path / "a") for path in set(tmp_path.rglob("*")) - before)
+    assert len(list(pictures.iterdir())) == 4 and (pictures / "plain.png").is_file()
+    page = (tmp_path / "a/b/out/tasks.html").read_text(encoding="utf-8")
+    assert "<img src=x" not in page and "<figcaption>&lt;img src=x onerror=alert(1)&gt;</figcaption>" in page
+    assert 'alt="Task a&quot;b&amp;c: ' in page
+
+
+def test_examples_are_those_solved_in_two_attempts() -> None:
+    """In the first attempt, in the second, one pair of two, none; what nobody answered is no example."""
+    pair, right, wrong = {"input": [[1]], "output": [[2]]}, [[2]], [[3]]
+    tasks = {name: {"train": [pair], "test": [pair]} for name in ("second", "first", "silent", "wrong")}
+    tasks |= {"half": {"train": [pair], "test": [pair, pair]}}
+
+    def said(*grids: list[list[int]]) -> list[dict[str, Any]]:
+        return [{"grid": grid, "votes": 1, "correct": grid == right} for grid in grids]
+
+    attempts = {
+        "first": [said(right, wrong)],
+        "second": [said(wrong, right)],
+        "wrong": [said(wrong, [[4]], right)],
+        "half": [said(wrong, right), said(wrong)],
+    }
+    results = ArcResults(tasks, attempts)
+    assert results.examples(5) == {"solved": ["first", "second"], "not solved": ["half", "wrong"]}
+    assert results.examples(1) == {"solved": ["first"], "not solved": ["half"]}
+    assert [row["task"] for row in results.table()] == ["first", "second", "half", "silent", "wrong"]
+
+
+def test_rows_that_are_augmented_are_said_to_be(captured: Path) -> None:
+    """A name with an augmentation in it; without one the row is the task as it was given."""
+    tasks = Tasks.of(open_capture(captured / "seen-arc"))
+    assert tasks is not None
+    names = json.loads((captured / "arc/identifiers.json").read_text())
+    assert {tasks.name(i) for i in range(1, len(names))} == {
+        *(name for name in names[1:] if "|||" not in name),
+        *(f"{name.split('|||')[0]} (augmented)" for name in names[1:] if "|||" in name),
+    }
+    for i, name in enumerate(names[1:], 1):
+        assert tasks.name(i).endswith("(augmented)") == ("|||" in name)
+
+
+def test_a_capture_counts_the_tasks_that_were_evaluated(captured: Path, tmp_path: Path) -> None:
+    command = [f"checkpoint={captured / 'run-arc'}", "device=cpu", f"output_dir={tmp_path / 'seen'}"]
+    assert run_cli(evaluate.main, [*command, "capture.depth=eval", "max_eval_puzzles=2"]) == 0
+    figures = json.loads((tmp_path / "seen/metrics.json").read_text())["figures"]
+    command = [str(tmp_path / "seen/trajectories"), str(tmp_path / "out")]
+    assert run_cli(analyze_trm_arc_results.main, command) == 0
+    assert json.loads((tmp_path / "out/summary.json").read_text())["tasks"] == figures["ARC/tasks"] == 2
+
+
+def test_a_report_that_cannot_be_made_writes_nothing(captured: Path, tmp_path: Path) -> None:
+    shutil.copytree(captured / "arc", tmp_path / "data")
+    (tmp_path / "data/test_puzzles.json").write_text("{}")
+    command = [str(captured / "seen-arc"), str(tmp_path / "out"), "--data-root", str(tmp_path / "data")]
+    assert run_cli(generate_report_from_preds.main, command) == 2
+    assert not (tmp_path / "out").exists()
+
+
 def test_one_puzzle_in_every_form(captured: Path, tmp_path: Path) -> None:
     outs = [tmp_path / name for name in ("a.html", "a.gif", "a.png", "a.svg", "a.json", "capture")]
     command = [str(captured / "run-sudoku"), *map(str, outs), "--row", "5", "--depth", "h_cycle", "--device", "cpu"]
@@ -151,6 +282,26 @@ def test_a_puzzle_by_name_and_the_telling_one(captured: Path, tmp_path: Path) ->
         assert run_cli(extract_single_puzzle_trajectory.main, command) == 0
     assert payload(tmp_path / "named.html")["puzzles"][0]["name"].startswith(f"{name} ·")
     assert payload(tmp_path / "telling.html")["puzzles"][0]["examples"]
+
+
+def test_the_telling_row_is_looked_for_a_few_at_a_time(
+    captured: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The same as among all at once: of those that end up right the one that changes most."""
+    everything = [solve.steps_only() for solve in solves(open_capture(captured / "seen-sudoku"))]
+    expected = telling(everything)
+    assert expected.solved[-1] and expected.row >= 5
+    monkeypatch.setattr(extract_single_puzzle_trajectory, "AT_ONCE", 5)
+    command = [str(captured / "run-sudoku"), str(tmp_path / "seen"), str(tmp_path / "a.json")]
+    assert run_cli(extract_single_puzzle_trajectory.main, command) == 0
+    assert json.loads((tmp_path / "a.json").read_text())["puzzle_idx"] == expected.row
+    said = capsys.readouterr().err
+    assert "solving 16 puzzles to find one that is worth seeing" in said and "step 16/16" in said
+    ours = open_capture(tmp_path / "seen").header.provenance
+    whole = open_capture(captured / "seen-sudoku").header.provenance
+    rows_at_once = "model"  # which changes no answer
+    assert ours | {"act_eval_confidence": None, rows_at_once: whole[rows_at_once]} == whole
+    assert (ours["run"], ours["checkpoint"], ours["step"], ours["weights"]) == ("run-sudoku", "step_170", 170, "EMA")
 
 
 PUZZLE = "1234/3.1./.1.3/43.1"

@@ -153,32 +153,43 @@ def reliability(probability: NDArray, outcome: NDArray[np.bool_]) -> Reliability
 
 @dataclass(frozen=True)
 class Drift:
-    """How a latent moves from one ACT step to the next, a mean over rows and positions [T - 1].
+    """How a latent moves from one ACT step to the next, a mean over rows and positions [T - 1]; nan where no row did.
 
-    `change` is ‖z_t − z_(t−1)‖ / ‖z_(t−1)‖, `cosine` that between z_t and z_(t−1).
+    `change` is ‖z_t − z_(t−1)‖ / ‖z_(t−1)‖, `cosine` that between z_t and z_(t−1); `rows` were measured.
     """
 
     change: NDArray[np.float64]
     cosine: NDArray[np.float64]
+    rows: int
 
 
-def drift(latents: NDArray) -> Drift:
-    """Of latents [n, T, ..., hidden_size], those that each ACT step ended with."""
+def drift(latents: NDArray, ran: NDArray) -> Drift:
+    """Of latents [n, T, length, hidden_size], those that each ACT step ended with, over the steps that a row `ran`
+    [n]: thereafter its arrays repeat, which is no standing still."""
     before, after = latents[:, :-1].astype(np.float64), latents[:, 1:].astype(np.float64)
     norms = np.linalg.norm(latents.astype(np.float64), axis=-1)
-    steps = (0, *range(2, before.ndim - 1))
+    moved = np.arange(2, latents.shape[1] + 1) <= ran[:, None]
     change = np.linalg.norm(after - before, axis=-1) / np.maximum(norms[:, :-1], 1e-12)
     cosine = (before * after).sum(-1) / np.maximum(norms[:, :-1] * norms[:, 1:], 1e-12)
-    return Drift(change.mean(steps), cosine.mean(steps))
+    return Drift(_mean_of_moved(change, moved), _mean_of_moved(cosine, moved), len(latents))
 
 
-def drifts(capture: Capture, rows: int = 64) -> dict[str, Drift]:
-    """Of z_H and z_L, over the first `rows` captured rows; nothing where latents were not captured."""
+def _mean_of_moved(values: NDArray, moved: NDArray[np.bool_]) -> NDArray[np.float64]:
+    """Of values [n, T - 1, length] over the rows that moved [n, T - 1]."""
+    total, count = np.where(moved, values.mean(2), 0).sum(0), moved.sum(0)
+    return np.where(count > 0, total / np.maximum(count, 1), np.nan)
+
+
+def drifts(capture: Capture, positions: NDArray[np.int64], most: int = 64) -> dict[str, Drift]:
+    """Of z_H and z_L, over the first rows at `positions`, `most` of them at most; nothing where latents were not
+    captured."""
     found: dict[str, Drift] = {}
+    measured = positions[:most]
     for name in ("z_H", "z_L"):
         if name in capture.names:
-            latents = capture.array(name, np.arange(min(rows, len(capture))))[:, :, -1]  # of the last H-cycle
-            found[name] = drift(latents[:, :, -1] if capture.header.depth == "layer" and name == "z_L" else latents)
+            latents = capture.array(name, measured)[:, :, -1]  # of the last H-cycle
+            last = latents[:, :, -1] if capture.header.depth == "layer" and name == "z_L" else latents
+            found[name] = drift(last, capture.array("steps", measured))
     return found
 
 

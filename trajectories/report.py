@@ -51,7 +51,7 @@ def write_report(
     facts = row_facts(course)
     names = [f"row {solve.row}" if tasks is None else tasks.name(solve.identifier) for solve in found]
     write_text(folder / "puzzles.csv", _table(found, names, facts))
-    charts = write_charts(course, drifts(capture), capture.header, folder / "figures")
+    charts = write_charts(course, drifts(capture, chosen), capture.header, folder / "figures")
     figures, note = figures_of(capture, data_root)
     page = folder / "report.html"
     last = [_answer_only(solve) for solve in found]

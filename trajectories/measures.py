@@ -90,9 +90,8 @@ class Course:
     @property
     def settled_at(self) -> NDArray[np.int64]:
         """[n]: the ACT step after which the answer does not change any more."""
-        changed = np.any(self.changes, axis=2)
-        last = changed.shape[1] - changed[:, ::-1].argmax(1)
-        return np.where(np.any(changed, axis=1), last + 1, 1)
+        came = np.pad(np.any(self.changes, axis=2), ((0, 0), (1, 0)), constant_values=True)
+        return self.max_steps - came[:, ::-1].argmax(1)
 
     @property
     def lost(self) -> NDArray[np.bool_]:
@@ -194,7 +193,10 @@ def drifts(capture: Capture, positions: NDArray[np.int64], most: int = 64) -> di
 
 
 def answers(course: Course) -> dict[str, float]:
-    """The questions of the guide to captured results, in numbers, over the rows with labels; empty without any."""
+    """The questions of the guide to captured results, in numbers, over the rows with labels; empty without any.
+
+    nan is a mean or a share of nothing, as of what a halting head that never speaks says.
+    """
     known = np.any(course.labelled, axis=1)
     if not known.any():
         return {}
@@ -213,13 +215,17 @@ def answers(course: Course) -> dict[str, float]:
         "right after some step, wrong in the end": float(course.lost[known].mean()),
         "cells changed after the first step, mean of solved puzzles": _mean(changes[in_the_end]),
         "cells changed after the first step, mean of unsolved puzzles": _mean(changes[~in_the_end]),
-        "says it is done and is": done_right / max(1, done_right + done_wrong),
-        "is solved and says it is done": done_right / max(1, done_right + on_right),
+        "says it is done and is": _share(done_right, done_right + done_wrong),
+        "is solved and says it is done": _share(done_right, done_right + on_right),
         "calibration error of cells, first step": first.calibration_error,
         "calibration error of cells, last step": last.calibration_error,
         "calibration error of halting, last step": halting.calibration_error,
     }
     return {name: float(value) for name, value in found.items()}
+
+
+def _share(part: int, whole: int) -> float:
+    return part / whole if whole else float("nan")
 
 
 def _mean(values: NDArray) -> float:

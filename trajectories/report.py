@@ -9,6 +9,7 @@ import base64
 import csv
 import html
 import io
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -63,8 +64,8 @@ def write_report(
         subtitle=subtitle(capture.header),
         note=note,
         provenance=provenance_text(capture.header),
-        answers_payload=_figures_html(answers(course)),
-        figures_payload=_figures_html(figures),
+        answers_payload=_figures_html(f"Of the rows of this report ({len(chosen)})", answers(course)),
+        figures_payload=_figures_html("Of the whole test split", figures),
         charts_payload="".join(_chart_html(path, title) for path, title in charts),
         payload=pack(last, tasks, facts),
     )
@@ -140,9 +141,15 @@ def _answer_only(solve: Solve) -> Solve:
     )
 
 
-def _figures_html(figures: dict[str, float]) -> str:
-    rows = "".join(f"<tr><td>{html.escape(name)}</td><td>{value:.5g}</td></tr>" for name, value in figures.items())
-    return f"<table><tr><th>figure</th><th>value</th></tr>{rows}</table>" if rows else ""
+def figure_text(value: float) -> str:
+    """Five digits, or a dash for a mean of nothing."""
+    return "–" if math.isnan(value) else f"{value:.5g}"
+
+
+def _figures_html(title: str, figures: dict[str, float]) -> str:
+    cells = ((html.escape(name), figure_text(value)) for name, value in figures.items())
+    rows = "".join(f"<tr><td>{name}</td><td>{value}</td></tr>" for name, value in cells)
+    return f"<table><caption>{title}</caption><tr><th>figure</th><th>value</th></tr>{rows}</table>" if rows else ""
 
 
 def _chart_html(path: Path, title: str) -> str:

@@ -81,6 +81,16 @@ def test_halting_beside_being_solved(drawn: dict[str, Figure]) -> None:
     assert [text.get_text().split("\n")[0] for text in drawn["halting"].axes[1].texts] == ["1", "2", "0", "0"]
 
 
+def test_a_model_of_one_step(tmp_path: Path) -> None:
+    once = replace(
+        COURSE, preds=COURSE.preds[:, :1], confidence=COURSE.confidence[:, :1], q_halt=COURSE.q_halt[:, :1],
+        wants_to_halt=COURSE.wants_to_halt[:, :1], steps=np.ones(4, int),
+    )  # fmt: skip
+    assert once.settled_at.tolist() == [1, 1, 1, 1]
+    drifts = {"z_H": drift(TURNED[:, :1], np.array([1]))}
+    assert len(write_charts(once, drifts, Header.model_construct(grid=(1, 2)), tmp_path)) == 6
+
+
 def test_how_far_latents_move(drawn: dict[str, Figure]) -> None:
     change, cosine = drawn["drift"].axes
     assert curves(change)["z_H"] == pytest.approx([np.sqrt(2), 2]) != curves(change)["z_L"]

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from trajectories.measures import Course, answers, drift, drifts, reliability
+from trajectories.report import figure_text
 from trajectories.store import open_capture
 
 
@@ -107,3 +108,11 @@ def test_answers_in_numbers() -> None:
     assert found["calibration error of cells, first step"] == pytest.approx(3 / 6)
     assert found["calibration error of halting, last step"] == pytest.approx(0.5 - 1 / 3)
     assert answers(course([[[1, 1]]], [[-100, -100]])) == {}
+
+
+def test_a_share_of_nothing_is_no_nought() -> None:
+    silent = answers(course([[[1, 2]]], [[1, 2]]))
+    assert silent["is solved and says it is done"] == 0
+    nothing = ("says it is done and is", "cells changed after the first step, mean of unsolved puzzles")
+    assert [figure_text(silent[name]) for name in nothing] == ["–", "–"]
+    assert figure_text(silent["solved in the end"]) == "1"

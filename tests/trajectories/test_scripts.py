@@ -77,8 +77,15 @@ def test_report_and_replay_of_a_sudoku_capture(captured: Path, tmp_path: Path) -
 
 
 def test_report_on_some_rows(captured: Path, tmp_path: Path) -> None:
-    command = [str(captured / "seen-sudoku"), str(tmp_path), "--start", "3", "--max", "4"]
+    """The table, the figures and the replay are of the same rows; what is of all rows says so."""
+    command = [str(captured / "seen-sudoku"), str(tmp_path), "--start", "3", "--max", "4", "--replay", "3"]
     assert run_cli(generate_report_from_preds.main, command) == 0
+    played = [puzzle["row"] for puzzle in payload(tmp_path / "replay.html")["puzzles"]]
+    assert len(played) == 3 and set(played) < {3, 4, 5, 6}
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    whole, chosen = re.findall(r"<table><caption>(.*?)</caption>.*?</table>", page)
+    assert (whole, chosen) == ("Of the whole test split", "Of the rows of this report (4)")
+    assert 'alt="How far the latents move in an ACT step, first 4 rows"' in page
     assert [row["row"] for row in csv.DictReader((tmp_path / "puzzles.csv").open())] == ["3", "4", "5", "6"]
 
 

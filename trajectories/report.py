@@ -25,7 +25,7 @@ from training.recount import COUNTED, recount
 from trajectories.charts import write_charts
 from trajectories.measures import Course, answers, drifts
 from trajectories.page import KINDS, provenance_text, subtitle, write_page
-from trajectories.replay import pack
+from trajectories.replay import check_showable, pack
 from trajectories.solve import Solve, solves
 from trajectories.store import Capture
 from trajectories.tasks import Tasks, data_folders
@@ -43,8 +43,11 @@ def write_report(
     """Report on the captured rows from the `start`-th on, `most` of them at most; the page's path.
 
     The figures are recounted where all rows of the test split were captured, and are those of the evaluation. Raises
-    `InputError` where there is no such row, or ARC's data set is missing or another.
+    `InputError` where there is no such row, more kinds of cell than a page can show, or ARC's data set is missing or
+    another.
     """
+    page = folder / "report.html"
+    check_showable(capture.header, page)
     chosen = chosen_rows(capture, start, most)
     tasks = Tasks.of(capture, data_root)
     course = Course.of(capture, chosen)
@@ -54,12 +57,11 @@ def write_report(
     write_text(folder / "puzzles.csv", _table(found, names, facts))
     charts = write_charts(course, drifts(capture, chosen), capture.header, folder / "figures")
     figures, note = figures_of(capture, data_root)
-    page = folder / "report.html"
     last = [_answer_only(solve) for solve in found]
     write_page(
         page,
         "report.html",
-        ("theme.js", "payload.js", "grid.js", "report.js"),
+        ("payload.js", "grid.js", "report.js"),
         title=f"{KINDS.get(capture.header.kind or '', 'Puzzles')}: what became of {len(chosen)} rows",
         subtitle=subtitle(capture.header),
         note=note,

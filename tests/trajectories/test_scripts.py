@@ -23,6 +23,8 @@ from training import distributed
 from training.cli import run_cli
 from training.config import load_config
 from training.trained import open_trained
+from trajectories.replay import write_replay
+from trajectories.report import write_report
 from trajectories.solve import solves
 from trajectories.store import open_capture
 from trajectories.tasks import Tasks
@@ -42,7 +44,7 @@ def payload(page: Path) -> dict[str, Any]:
         at += block.size
         puzzle |= {"input": block[0], "label": block[1], "given": block[2]}
         puzzle["preds"] = np.cumsum(block[3 : 3 + frames], 0, dtype=np.uint8)
-        puzzle["confidence"] = np.cumsum(block[3 + frames :], 0, dtype=np.uint8) / 63
+        puzzle["confidence"] = np.cumsum(block[3 + frames :], 0, dtype=np.uint8) / content["confidence_steps"]
     assert at == len(raw)
     return content
 
@@ -87,6 +89,15 @@ def test_report_on_some_rows(captured: Path, tmp_path: Path) -> None:
     assert (whole, chosen) == ("Of the whole test split", "Of the rows of this report (4)")
     assert 'alt="How far the latents move in an ACT step, first 4 rows"' in page
     assert [row["row"] for row in csv.DictReader((tmp_path / "puzzles.csv").open())] == ["3", "4", "5", "6"]
+
+
+def test_more_kinds_of_cell_than_a_page_can_hold(captured: Path, tmp_path: Path) -> None:
+    capture = open_capture(captured / "seen-sudoku")
+    capture.header = capture.header.model_copy(update={"vocab_size": 255})
+    for write in (lambda: write_report(capture, tmp_path), lambda: write_replay(solves(capture), tmp_path / "a.html")):
+        with pytest.raises(InputError, match="a vocabulary of 255 is more than a page can show"):
+            write()
+    assert not list(tmp_path.iterdir())
 
 
 def test_demonstrations_are_turned_and_coloured_as_their_rows(captured: Path, tmp_path: Path) -> None:

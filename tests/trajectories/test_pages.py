@@ -14,13 +14,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from datasets.common import PuzzleDatasetMetadata
 from scripts import analyze_trm_arc_results, generate_report_from_preds
+from tests.trajectories.made import made_solves
 from training.cli import run_cli
 from trajectories.page import WEB
 from trajectories.replay import write_replay
-from trajectories.solve import Solve, solves
-from trajectories.store import DataFolder, Header, open_capture, symbols
+from trajectories.solve import solves
+from trajectories.store import open_capture
 
 # Continuous integration sets this, so that the tests cannot be skipped there unnoticed.
 REQUIRED = "TRM_LAB_REQUIRE_BROWSER"
@@ -252,7 +252,7 @@ def test_demonstrations_are_beside_an_arc_task(pages: Path, opened: Any) -> None
 @pytest.mark.parametrize("size", [DESKTOP, PHONE], ids=["desktop", "phone"])
 def test_nothing_hidden_from_readers_takes_the_focus(size: tuple[int, int], tmp_path: Path, opened: Any) -> None:
     """The film of sixteen steps overflows, and what scrolls is a stop for the tabulator unless told otherwise."""
-    page = opened(write_replay(large_solves("sudoku", 9, 11, rows=2), tmp_path / "long.html"), size)
+    page = opened(write_replay(made_solves("sudoku", 9, 11, rows=2), tmp_path / "long.html"), size)
     assert page.evaluate("byId('film').scrollWidth > byId('film').clientWidth")
     reached = []
     for _ in range(30):
@@ -284,7 +284,7 @@ def test_any_address_is_followed(address: str, row: int, expected: int, pages: P
 
 def test_a_given_cell_that_was_overwritten_is_named(captured: Path, pages: Path, tmp_path: Path, opened: Any) -> None:
     """All cells asked for are right, and still it is not solved: on the replay, in a report and in a film."""
-    solve = large_solves("sudoku", 9, 11, rows=1, steps=1)[0]
+    solve = made_solves("sudoku", 9, 11, rows=1, steps=1)[0]
     clue = np.flatnonzero(solve.given)[0]
     preds = solve.labels[None].copy()
     preds[0, clue] = 2 if preds[0, clue] > 2 else 3
@@ -306,7 +306,7 @@ def test_a_given_cell_that_was_overwritten_is_named(captured: Path, pages: Path,
 
 def test_marks_of_the_chart_are_where_they_happened(tmp_path: Path, opened: Any) -> None:
     """First solved inside a step, and the end of the step after which it says that it is done: there it was asked."""
-    solve = large_solves("sudoku", 4, 6, rows=1, steps=6)[0]
+    solve = made_solves("sudoku", 4, 6, rows=1, steps=6)[0]
     wrong = np.where(solve.labels > 2, 2, 3)
     frames = np.stack([wrong, wrong, solve.labels, wrong, wrong, wrong])
     moments = [(step, cycle) for step in (1, 2, 3) for cycle in (1, 2)]
@@ -339,7 +339,7 @@ def test_the_course_in_numbers(captured: Path, pages: Path, opened: Any) -> None
 
 def test_what_is_wrong_beyond_the_picture_is_counted(tmp_path: Path, opened: Any) -> None:
     """A colour far from the grid of the answer, and a border of the solution that the answer does not have."""
-    solve = large_solves("arc", 6, 12, rows=1, steps=2)[0]
+    solve = made_solves("arc", 6, 12, rows=1, steps=2)[0]
     labels = np.full((6, 6), -100)
     labels[:3, :3], labels[3, :3] = 4, 1
     preds = np.stack([np.where(labels == -100, 0, labels)] * 2)
@@ -357,7 +357,7 @@ def test_what_is_wrong_beyond_the_picture_is_counted(tmp_path: Path, opened: Any
 @pytest.mark.parametrize(("kind", "vocabulary"), [("sudoku", 11), ("maze", 6), ("arc", 12)])
 def test_marks_have_a_shape(kind: str, vocabulary: int, tmp_path: Path, opened: Any) -> None:
     """What was wrong or changed is told by more than a colour, in the legend as in the grid."""
-    page = opened(write_replay(large_solves(kind, 9, vocabulary, rows=1), tmp_path / "marks.html"))
+    page = opened(write_replay(made_solves(kind, 9, vocabulary, rows=1), tmp_path / "marks.html"))
     for mark in ("changed", "wrong"):
         pixels = np.array(
             page.evaluate(f"""() => {{
@@ -369,7 +369,7 @@ def test_marks_have_a_shape(kind: str, vocabulary: int, tmp_path: Path, opened: 
 
 
 def test_symbols_that_cannot_be_heard_are_spelled(tmp_path: Path, opened: Any) -> None:
-    solve = large_solves("maze", 3, 6, rows=1, steps=1)[0]
+    solve = made_solves("maze", 3, 6, rows=1, steps=1)[0]
     labels = np.array([1, 1, 1, 3, 2, 4, 1, 1, 1])
     preds = np.array([[2, 1, 1, 3, 5, 4, 1, 1, 0]])
     page = opened(write_replay([replace(solve, labels=labels, preds=preds, inputs=labels)], tmp_path / "maze.html"))
@@ -406,38 +406,10 @@ def test_report_filters_and_shows_more(pages: Path, opened: Any) -> None:
     assert 0 < len(verdicts) < 16 and set(verdicts) == {"wrong"}
 
 
-def large_solves(kind: Any, side: int, vocabulary: int, rows: int = 100, steps: int = 16) -> list[Solve]:
-    """Answers that start at random and change a tenth of the cells at every step, with noisy confidence."""
-    random = np.random.default_rng(0)
-    metadata = PuzzleDatasetMetadata(
-        pad_id=0, ignore_label_id=0, blank_identifier_id=0, vocab_size=vocabulary, seq_len=side**2, sets=["all"],
-        num_puzzle_identifiers=1, total_groups=rows, mean_puzzle_examples=1, kind=kind,
-    )  # fmt: skip
-    header = Header(
-        kind=kind, grid=(side, side), box=(3, 3) if kind == "sudoku" else None, vocab_size=vocabulary, depth="eval",
-        symbols=symbols(kind, vocabulary), max_steps=steps, dataset_rows=rows, dataset_hash="", provenance={},
-        sources=[DataFolder(path=Path("data"), metadata=metadata, id_offset=0, task_names=None)],
-    )  # fmt: skip
-    made = []
-    for row in range(rows):
-        labels = random.integers(2, vocabulary, side**2)
-        preds = np.where(random.random((steps, side**2)) < 0.1, random.integers(2, vocabulary, (1, side**2)), labels)
-        made.append(
-            Solve(
-                header=header, row=row, identifier=0, labels=labels, preds=preds,
-                inputs=np.where(random.random(side**2) < 0.5, labels, 1),
-                confidence=np.clip(random.normal(0.9, 0.1, preds.shape), 0, 1),
-                q_halt=random.normal(size=steps), wants_to_halt=np.zeros(steps, bool),
-                moments=[(step + 1, 1) for step in range(steps)],
-            )
-        )  # fmt: skip
-    return made
-
-
 @pytest.mark.parametrize(("kind", "side", "vocabulary"), [("sudoku", 9, 11), ("arc", 30, 12)])
 def test_a_hundred_puzzles_open_at_once(kind: str, side: int, vocabulary: int, tmp_path: Path, opened: Any) -> None:
     """The issue's bound: 100 puzzles of 16 steps in 2 s and 5 MB, here with the worst that ARC's canvas can hold."""
-    path = write_replay(large_solves(kind, side, vocabulary), tmp_path / "large.html")
+    path = write_replay(made_solves(kind, side, vocabulary), tmp_path / "large.html")
     assert path.stat().st_size <= 5e6
     times = []
     for _ in range(3):

@@ -112,6 +112,12 @@ def test_pages_load_and_fit(name: str, scheme: str, size: tuple[int, int], pages
     assert page.evaluate(colours) > 3  # something was painted
 
 
+def test_figures_can_be_read_on_a_phone(pages: Path, opened: Any) -> None:
+    page = opened(pages / "sudoku/report.html", PHONE)
+    ends = "[...document.querySelectorAll('.tables td:last-child')].map(cell => cell.getBoundingClientRect().right)"
+    assert max(page.evaluate(ends)) <= PHONE[0]
+
+
 def test_table_of_tasks_loads(pages: Path, opened: Any) -> None:
     page = opened(pages / "tasks/tasks.html", ready=False)
     before = page.evaluate("getComputedStyle(document.body).backgroundColor")

@@ -142,7 +142,9 @@ def draw_film_strip(
         )
         draw_grid(axes, kind, cut(answer), marks, box=metadata.box)
         solved = asked.any() and not wrong[step].any()
-        verdict = "solved ✓" if solved else f"{right[step].sum()} of {asked.sum()} right" if asked.any() else ""
+        part = f"{right[step].sum()} of {asked.sum()} right"
+        missed = "given cells changed" if (right[step] == asked).all() else part
+        verdict = "solved ✓" if solved else missed if asked.any() else ""
         _caption(axes, f"step {step + 1}", verdict, RIGHT if solved else MUTED)
         shown = answer
     curves = {"halting probability": (HALT, 1 / (1 + np.exp(-np.asarray(q_halt, np.float64))))}

@@ -52,7 +52,7 @@ def main(argv: list[str]) -> None:
     write_page(
         arguments.out / "tasks.html",
         "tasks.html",
-        ("theme.js", "tasks.js"),
+        (),
         title=f"ARC: {figures['tasks']} tasks, pass@2 {figures['pass@2']:.1%}",
         subtitle=f"from {arguments.results}",
         table_payload=_table_html(results.table()),

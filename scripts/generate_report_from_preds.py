@@ -20,7 +20,7 @@ from datasets.common import InputError, check_folder
 from training.cli import run_cli, script_parser
 from trajectories.measures import Course, answers
 from trajectories.replay import write_replay
-from trajectories.report import chosen_rows, write_report
+from trajectories.report import chosen_rows, figure_text, write_report
 from trajectories.solve import solves
 from trajectories.store import Capture, open_capture
 from trajectories.tasks import Tasks
@@ -33,7 +33,7 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--data-root", type=Path, help="the data set's folder, where it was moved (ARC only)")
     parser.add_argument("--start", type=int, default=0, help="leave out so many of the rows (default 0)")
     parser.add_argument("--max", type=int, help="report on so many rows (default: all)")
-    parser.add_argument("--replay", type=int, default=0, metavar="N", help="also replay.html of N rows")
+    parser.add_argument("--replay", type=int, default=0, metavar="N", help="also replay.html of N of them")
     arguments = parser.parse_args(argv)
     for name, least in (("start", 0), ("max", 1), ("replay", 0)):
         value = getattr(arguments, name)
@@ -46,18 +46,18 @@ def main(argv: list[str]) -> None:
     )
     positions = chosen_rows(capture, arguments.start, arguments.max)
     for name, value in answers(Course.of(capture, positions)).items():
-        print(f"{name:<60} {value:.4g}")
+        print(f"{name:<60} {figure_text(value)}")
     print(page)
     if arguments.replay:
-        rows = capture.row_index[worth_watching(capture, arguments.replay)].tolist()
+        rows = capture.row_index[worth_watching(capture, positions, arguments.replay)].tolist()
         tasks = Tasks.of(capture, arguments.data_root)
         print(write_replay(solves(capture, rows), arguments.out / "replay.html", tasks))
 
 
-def worth_watching(capture: Capture, count: int) -> NDArray[np.int64]:
-    """Positions of at most `count` rows: evenly spaced ones that were not solved, at most half, and others."""
-    solved = Course.of(capture).solved[:, -1]
-    failed, fine = np.flatnonzero(~solved), np.flatnonzero(solved)
+def worth_watching(capture: Capture, positions: NDArray[np.int64], count: int) -> NDArray[np.int64]:
+    """At most `count` of the positions: evenly spaced ones that were not solved, at most half, and others."""
+    solved = Course.of(capture, positions).solved[:, -1]
+    failed, fine = positions[~solved], positions[solved]
     failures = min(len(failed), max(count // 2, count - len(fine)))
     return np.sort(np.concatenate([_evenly(failed, failures), _evenly(fine, min(len(fine), count - failures))]))
 

@@ -1,6 +1,6 @@
 """Charts of what `trajectories.measures` finds, one figure each, for reports and documents.
 
-Usage: ``write_charts(Course.of(capture), drifts(capture), capture.header, Path("figures"))``
+Usage: ``write_charts(Course.of(capture), drifts(capture, positions), capture.header, Path("figures"))``
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from evaluators.grid_drawing import ANSWER, HALT, INK, MUTED, RIGHT, RULE, WRONG
@@ -34,7 +35,8 @@ def write_charts(course: Course, drift: dict[str, Drift], header: Header, folder
         }
     charts["flips"] = "Which cells are revised", partial(_flips, course, header.grid)
     if drift:
-        charts["drift"] = "How far the latents move in an ACT step", partial(_drift, drift)
+        measured = min(found.rows for found in drift.values())
+        charts["drift"] = f"How far the latents move in an ACT step, first {measured} rows", partial(_drift, drift)
     written = []
     for name, (title, draw) in charts.items():
         sheet = Sheet(WIDTH, HEIGHT)
@@ -176,5 +178,6 @@ def _drift(drift: dict[str, Drift], sheet: Sheet) -> None:
             values = getattr(found, part)
             axes.plot(np.arange(2, len(values) + 2), values, "o-", color=colour, markersize=3.5, label=latent)
         _label(axes, "ACT step", name)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.set_ylim(*((0, None) if part == "change" else (None, 1.005)))
         _legend(axes)

@@ -78,7 +78,8 @@ def _frame(solve: Solve, i: int) -> Image.Image:
     moment = f"step {step}" + (f", cycle {cycle} of {solve.cycles}" if solve.cycles > 1 else "")
     for centre, text in zip(centres, ("puzzle", moment), strict=True):
         sheet.text(centre, 0.28, text, fontsize=11, fontweight="bold", color=INK)
-    verdict = "solved ✓" if solve.solved[i] else f"{solve.cells_right[i]} of {solve.asked.sum()} right"
+    changed = f", {solve.given_changed[i]} given changed" if solve.given_changed[i] else ""
+    verdict = "solved ✓" if solve.solved[i] else f"{solve.cells_right[i]} of {solve.asked.sum()} right{changed}"
     colour = RIGHT if solve.solved[i] else MUTED
     sheet.text(centres[1], 0.5 + tall + 0.2, verdict if solve.labelled else "", fontsize=10, color=colour)
     _chart(sheet, solve, i, 0.5 + tall + 0.5)

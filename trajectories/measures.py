@@ -90,9 +90,8 @@ class Course:
     @property
     def settled_at(self) -> NDArray[np.int64]:
         """[n]: the ACT step after which the answer does not change any more."""
-        changed = np.any(self.changes, axis=2)
-        last = changed.shape[1] - changed[:, ::-1].argmax(1)
-        return np.where(np.any(changed, axis=1), last + 1, 1)
+        came = np.pad(np.any(self.changes, axis=2), ((0, 0), (1, 0)), constant_values=True)
+        return self.max_steps - came[:, ::-1].argmax(1)
 
     @property
     def lost(self) -> NDArray[np.bool_]:
@@ -153,37 +152,51 @@ def reliability(probability: NDArray, outcome: NDArray[np.bool_]) -> Reliability
 
 @dataclass(frozen=True)
 class Drift:
-    """How a latent moves from one ACT step to the next, a mean over rows and positions [T - 1].
+    """How a latent moves from one ACT step to the next, a mean over rows and positions [T - 1]; nan where no row did.
 
-    `change` is ‖z_t − z_(t−1)‖ / ‖z_(t−1)‖, `cosine` that between z_t and z_(t−1).
+    `change` is ‖z_t − z_(t−1)‖ / ‖z_(t−1)‖, `cosine` that between z_t and z_(t−1); `rows` were measured.
     """
 
     change: NDArray[np.float64]
     cosine: NDArray[np.float64]
+    rows: int
 
 
-def drift(latents: NDArray) -> Drift:
-    """Of latents [n, T, ..., hidden_size], those that each ACT step ended with."""
+def drift(latents: NDArray, ran: NDArray) -> Drift:
+    """Of latents [n, T, length, hidden_size], those that each ACT step ended with, over the steps that a row `ran`
+    [n]: thereafter its arrays repeat, which is no standing still."""
     before, after = latents[:, :-1].astype(np.float64), latents[:, 1:].astype(np.float64)
     norms = np.linalg.norm(latents.astype(np.float64), axis=-1)
-    steps = (0, *range(2, before.ndim - 1))
+    moved = np.arange(2, latents.shape[1] + 1) <= ran[:, None]
     change = np.linalg.norm(after - before, axis=-1) / np.maximum(norms[:, :-1], 1e-12)
     cosine = (before * after).sum(-1) / np.maximum(norms[:, :-1] * norms[:, 1:], 1e-12)
-    return Drift(change.mean(steps), cosine.mean(steps))
+    return Drift(_mean_of_moved(change, moved), _mean_of_moved(cosine, moved), len(latents))
 
 
-def drifts(capture: Capture, rows: int = 64) -> dict[str, Drift]:
-    """Of z_H and z_L, over the first `rows` captured rows; nothing where latents were not captured."""
+def _mean_of_moved(values: NDArray, moved: NDArray[np.bool_]) -> NDArray[np.float64]:
+    """Of values [n, T - 1, length] over the rows that moved [n, T - 1]."""
+    total, count = np.where(moved, values.mean(2), 0).sum(0), moved.sum(0)
+    return np.where(count > 0, total / np.maximum(count, 1), np.nan)
+
+
+def drifts(capture: Capture, positions: NDArray[np.int64], most: int = 64) -> dict[str, Drift]:
+    """Of z_H and z_L, over the first rows at `positions`, `most` of them at most; nothing where latents were not
+    captured."""
     found: dict[str, Drift] = {}
+    measured = positions[:most]
     for name in ("z_H", "z_L"):
         if name in capture.names:
-            latents = capture.array(name, np.arange(min(rows, len(capture))))[:, :, -1]  # of the last H-cycle
-            found[name] = drift(latents[:, :, -1] if capture.header.depth == "layer" and name == "z_L" else latents)
+            latents = capture.array(name, measured)[:, :, -1]  # of the last H-cycle
+            last = latents[:, :, -1] if capture.header.depth == "layer" and name == "z_L" else latents
+            found[name] = drift(last, capture.array("steps", measured))
     return found
 
 
 def answers(course: Course) -> dict[str, float]:
-    """The questions of the guide to captured results, in numbers, over the rows with labels; empty without any."""
+    """The questions of the guide to captured results, in numbers, over the rows with labels; empty without any.
+
+    nan is a mean or a share of nothing, as of what a halting head that never speaks says.
+    """
     known = np.any(course.labelled, axis=1)
     if not known.any():
         return {}
@@ -202,13 +215,17 @@ def answers(course: Course) -> dict[str, float]:
         "right after some step, wrong in the end": float(course.lost[known].mean()),
         "cells changed after the first step, mean of solved puzzles": _mean(changes[in_the_end]),
         "cells changed after the first step, mean of unsolved puzzles": _mean(changes[~in_the_end]),
-        "says it is done and is": done_right / max(1, done_right + done_wrong),
-        "is solved and says it is done": done_right / max(1, done_right + on_right),
+        "says it is done and is": _share(done_right, done_right + done_wrong),
+        "is solved and says it is done": _share(done_right, done_right + on_right),
         "calibration error of cells, first step": first.calibration_error,
         "calibration error of cells, last step": last.calibration_error,
         "calibration error of halting, last step": halting.calibration_error,
     }
     return {name: float(value) for name, value in found.items()}
+
+
+def _share(part: int, whole: int) -> float:
+    return part / whole if whole else float("nan")
 
 
 def _mean(values: NDArray) -> float:

@@ -1,6 +1,6 @@
-"""Pages of one HTML file: a template of the folder ``web``, with its style, its scripts and its data inside.
+"""Pages of one HTML file: a template of the folder ``web`` inside ``base.html``, with style, scripts and data.
 
-Usage: ``write_page(path, "replay.html", ("theme.js", "replay.js"), title="Sudoku", payload=data)``
+Usage: ``write_page(path, "replay.html", ("payload.js", "replay.js"), title="Sudoku", subtitle="…", payload=data)``
 """
 
 from __future__ import annotations
@@ -19,13 +19,21 @@ KINDS = {"sudoku": "Sudoku", "maze": "Maze", "arc": "ARC"}
 
 
 def write_page(path: Path, template: str, scripts: Sequence[str], **parts: str) -> None:
-    """Fill a template in, its style and scripts included. `parts` are text and are escaped, but for those whose name
-    ends in payload, which are HTML or base64 already."""
-    page = string.Template((WEB / template).read_text(encoding="utf-8"))
+    """Fill a template in, and the base of all pages with it. `parts`, which have `title` and `subtitle`, are text and
+    are escaped, but for those whose name ends in payload, which are HTML or base64 already."""
     escaped = {key: text if key.endswith("payload") else html.escape(text) for key, text in parts.items()}
-    script = "\n".join((WEB / name).read_text(encoding="utf-8") for name in scripts)
-    css = (WEB / "page.css").read_text(encoding="utf-8").strip()
-    write_text(path, page.substitute(css=css, script=script.strip(), **escaped))
+    content = string.Template(_part(template)).substitute(escaped)
+    script = "\n".join(_part(name) for name in ("theme.js", *scripts)).strip()
+    base = string.Template(_part("base.html"))
+    title, subtitle = escaped["title"], escaped["subtitle"]
+    write_text(
+        path,
+        base.substitute(css=_part("page.css").strip(), script=script, content=content, title=title, subtitle=subtitle),
+    )
+
+
+def _part(name: str) -> str:
+    return (WEB / name).read_text(encoding="utf-8")
 
 
 def subtitle(header: Header) -> str:

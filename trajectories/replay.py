@@ -36,21 +36,26 @@ def write_replay(solves: Sequence[Solve], path: Path, tasks: Tasks | None = None
     if not solves:
         raise InputError(f"{path}: no puzzle to play")
     header = solves[0].header
-    if header.vocab_size >= NO_LABEL:
-        raise InputError(f"{path}: a vocabulary of {header.vocab_size} is more than a page can show")
+    check_showable(header, path)
     rows, columns = header.grid
     name = KINDS.get(header.kind or "", "Puzzles")
     title = title or f"{name}{f' {rows}×{columns}' if header.kind != 'arc' else ''}: a puzzle being solved"
     write_page(
         path,
         "replay.html",
-        ("theme.js", "payload.js", "grid.js", "chart.js", "replay.js"),
+        ("payload.js", "grid.js", "chart.js", "replay.js"),
         title=title,
         subtitle=subtitle(header),
         provenance=provenance_text(header),
         payload=pack(solves, tasks),
     )
     return path
+
+
+def check_showable(header: Header, path: Path) -> None:
+    """`InputError` for more kinds of cell than the page `path` can hold."""
+    if header.vocab_size >= NO_LABEL:
+        raise InputError(f"{path}: a vocabulary of {header.vocab_size} is more than a page can show")
 
 
 def grid_json(header: Header) -> dict[str, Any]:
@@ -75,7 +80,8 @@ def pack(solves: Sequence[Solve], tasks: Tasks | None, facts: Sequence[dict[str,
         still = [_bytes(cells[shown]) for cells in (solve.inputs, labels, solve.given)]
         moving = [_differences(frames[:, shown]) for frames in (solve.preds, levels)]
         blobs += still + moving
-    content = {"grid": grid_json(solves[0].header), "cycles": solves[0].cycles, "puzzles": puzzles}
+    scales = {"no_label": NO_LABEL, "confidence_steps": CONFIDENCE_STEPS}
+    content = {"grid": grid_json(solves[0].header), "cycles": solves[0].cycles, **scales, "puzzles": puzzles}
     text = json.dumps(content, separators=(",", ":"), ensure_ascii=False).encode()
     raw = len(text).to_bytes(4, "little") + text + b"".join(blobs)
     return base64.b64encode(zlib.compress(raw, 9)).decode("ascii")

@@ -10,6 +10,7 @@ import csv
 import html
 import io
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -26,7 +27,7 @@ from training.recount import COUNTED, recount
 from trajectories.charts import write_charts
 from trajectories.measures import Course, answers, drifts
 from trajectories.page import KINDS, provenance_text, subtitle, write_page
-from trajectories.replay import pack
+from trajectories.replay import check_showable, pack
 from trajectories.solve import Solve, solves
 from trajectories.store import NO_ROW, Capture
 from trajectories.tasks import Tasks, data_folders
@@ -44,8 +45,11 @@ def write_report(
     """Report on the captured rows from the `start`-th on, `most` of them at most; the page's path.
 
     The figures are recounted where all rows of the test split were captured, and compared with the evaluation's files.
-    Raises `InputError` where there is no such row, or ARC's data set is missing or another; nothing is written then.
+    Raises `InputError` where there is no such row, more kinds of cell than a page can show, or ARC's data set is
+    missing or another; nothing is written then.
     """
+    page = folder / "report.html"
+    check_showable(capture.header, page)
     chosen = chosen_rows(capture, start, most)
     tasks = Tasks.of(capture, data_root)
     figures, note = figures_of(capture, data_root)
@@ -54,19 +58,18 @@ def write_report(
     facts = row_facts(course)
     names = [solve.name if tasks is None else tasks.name(solve.identifier) for solve in found]
     write_text(folder / "puzzles.csv", _table(found, names, facts))
-    charts = write_charts(course, drifts(capture), capture.header, folder / "figures")
-    page = folder / "report.html"
+    charts = write_charts(course, drifts(capture, chosen), capture.header, folder / "figures")
     last = [_answer_only(solve) for solve in found]
     write_page(
         page,
         "report.html",
-        ("theme.js", "payload.js", "grid.js", "report.js"),
+        ("payload.js", "grid.js", "report.js"),
         title=f"{KINDS.get(capture.header.kind or '', 'Puzzles')}: what became of {len(chosen)} rows",
         subtitle=subtitle(capture.header),
         note=note,
         provenance=provenance_text(capture.header),
-        answers_payload=_figures_html(answers(course)),
-        figures_payload=_figures_html(figures),
+        answers_payload=_figures_html(f"Of the rows of this report ({len(chosen)})", answers(course)),
+        figures_payload=_figures_html("Of the whole test split", figures),
         charts_payload="".join(_chart_html(path, title) for path, title in charts),
         payload=pack(last, tasks, facts),
     )
@@ -167,9 +170,15 @@ def _answer_only(solve: Solve) -> Solve:
     )
 
 
-def _figures_html(figures: dict[str, float]) -> str:
-    rows = "".join(f"<tr><td>{html.escape(name)}</td><td>{value:.5g}</td></tr>" for name, value in figures.items())
-    return f"<table><tr><th>figure</th><th>value</th></tr>{rows}</table>" if rows else ""
+def figure_text(value: float) -> str:
+    """Five digits, or a dash for a mean of nothing."""
+    return "–" if math.isnan(value) else f"{value:.5g}"
+
+
+def _figures_html(title: str, figures: dict[str, float]) -> str:
+    cells = ((html.escape(name), figure_text(value)) for name, value in figures.items())
+    rows = "".join(f"<tr><td>{name}</td><td>{value}</td></tr>" for name, value in cells)
+    return f"<table><caption>{title}</caption><tr><th>figure</th><th>value</th></tr>{rows}</table>" if rows else ""
 
 
 def _chart_html(path: Path, title: str) -> str:

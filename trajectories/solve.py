@@ -81,6 +81,11 @@ class Solve:
         return (self.asked & ~self.wrong).sum(1)
 
     @property
+    def given_changed(self) -> NDArray[np.int64]:
+        """Given cells that the answer does not repeat [F]: no asked cell is wrong by them, yet nothing is solved."""
+        return (self.given & self.wrong).sum(1)
+
+    @property
     def halt_probability(self) -> NDArray[np.float64]:
         """[F]"""
         return 1 / (1 + np.exp(-self.q_halt.astype(np.float64)))

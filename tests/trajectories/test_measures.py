@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
-from trajectories.measures import Course, answers, drift, reliability
+from trajectories.measures import Course, answers, drift, drifts, reliability
+from trajectories.report import figure_text
+from trajectories.store import open_capture
 
 
 def course(preds: list[list[list[int]]], labels: list[list[int]], **fields: object) -> Course:
@@ -59,11 +63,35 @@ def test_reliability_by_bin() -> None:
     assert found.calibration_error == pytest.approx((2 * 0.475 + 0.45 + 2 * 0.485) / 5)
 
 
+TURNED = np.array([[[[1.0, 0.0]], [[0.0, 1.0]], [[0.0, 3.0]]]])  # by a right angle, then lengthened
+
+
 def test_drift_of_known_vectors() -> None:
-    latents = np.array([[[[1.0, 0.0]], [[0.0, 1.0]], [[0.0, 3.0]]]])  # turned by a right angle, then lengthened
-    found = drift(latents)
+    found = drift(TURNED, np.array([3]))
     assert found.change == pytest.approx([np.sqrt(2), 2])
     assert found.cosine == pytest.approx([0, 1])
+
+
+def test_a_row_that_halted_early_does_not_stand_still() -> None:
+    """What is repeated after its last step counts for nothing, and a step that nobody ran has no drift."""
+    halted = np.array([[[[2.0, 0.0]], [[0.0, 2.0]], [[0.0, 2.0]]]])
+    both = drift(np.concatenate([TURNED, halted]), np.array([3, 2]))
+    assert both.change == pytest.approx([np.sqrt(2), 2]) and both.cosine == pytest.approx([0, 1])
+    alone = drift(halted, np.array([2]))
+    assert alone.change == pytest.approx([np.sqrt(2), np.nan], nan_ok=True)
+    assert alone.cosine == pytest.approx([0, np.nan], nan_ok=True)
+
+
+def test_drift_is_that_of_the_latents_that_a_step_ended_with(captured: Path) -> None:
+    """The last of the H-cycles and, at depth layer, of the L-cycles; of the rows asked for."""
+    capture = open_capture(captured / "seen-sudoku")
+    rows = np.array([9, 2, 5])
+    found = drifts(capture, rows, most=2)
+    for name in ("z_H", "z_L"):
+        ended = capture.array(name)[rows[:2], :, -1].astype(np.float64)
+        moved = np.linalg.norm(np.diff(ended, axis=1), axis=-1) / np.linalg.norm(ended[:, :-1], axis=-1)
+        np.testing.assert_allclose(found[name].change, moved.mean((0, 2)))
+        assert found[name].rows == 2
 
 
 def test_answers_in_numbers() -> None:
@@ -80,3 +108,11 @@ def test_answers_in_numbers() -> None:
     assert found["calibration error of cells, first step"] == pytest.approx(3 / 6)
     assert found["calibration error of halting, last step"] == pytest.approx(0.5 - 1 / 3)
     assert answers(course([[[1, 1]]], [[-100, -100]])) == {}
+
+
+def test_a_share_of_nothing_is_no_nought() -> None:
+    silent = answers(course([[[1, 2]]], [[1, 2]]))
+    assert silent["is solved and says it is done"] == 0
+    nothing = ("says it is done and is", "cells changed after the first step, mean of unsolved puzzles")
+    assert [figure_text(silent[name]) for name in nothing] == ["–", "–"]
+    assert figure_text(silent["solved in the end"]) == "1"

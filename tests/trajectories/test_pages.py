@@ -7,19 +7,20 @@ import re
 import shutil
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from datasets.common import PuzzleDatasetMetadata
 from scripts import analyze_trm_arc_results, generate_report_from_preds
+from tests.trajectories.made import made_solves
 from training.cli import run_cli
 from trajectories.page import WEB
 from trajectories.replay import write_replay
-from trajectories.solve import Solve, solves
-from trajectories.store import DataFolder, Header, open_capture, symbols
+from trajectories.solve import solves
+from trajectories.store import open_capture
 
 # Continuous integration sets this, so that the tests cannot be skipped there unnoticed.
 REQUIRED = "TRM_LAB_REQUIRE_BROWSER"
@@ -50,14 +51,16 @@ def opened(browser: Browser) -> Iterator[Any]:
     said: list[str] = []
     contexts = []
 
-    def open_page(path: Path, size: tuple[int, int] = DESKTOP, scheme: Any = "light", ready: bool = True) -> Page:
+    def open_page(
+        path: Path, size: tuple[int, int] = DESKTOP, scheme: Any = "light", ready: bool = True, fragment: str = ""
+    ) -> Page:
         context = browser.new_context(viewport={"width": size[0], "height": size[1]}, color_scheme=scheme)
         contexts.append(context)
         page = context.new_page()
         page.on("console", lambda message: said.append(message.text))
         page.on("pageerror", lambda error: said.append(str(error)))
         page.on("request", lambda request: said.append(request.url) if request.url.startswith("http") else None)
-        page.goto(path.as_uri())
+        page.goto(path.as_uri() + fragment)
         if ready:
             page.wait_for_selector("body[data-ready=true]")
         return page
@@ -107,6 +110,12 @@ def test_pages_load_and_fit(name: str, scheme: str, size: tuple[int, int], pages
     assert page.evaluate(unnamed) == 0
     colours = "new Set(document.querySelector('canvas').getContext('2d').getImageData(0, 0, 80, 80).data).size"
     assert page.evaluate(colours) > 3  # something was painted
+
+
+def test_figures_can_be_read_on_a_phone(pages: Path, opened: Any) -> None:
+    page = opened(pages / "sudoku/report.html", PHONE)
+    ends = "[...document.querySelectorAll('.tables td:last-child')].map(cell => cell.getBoundingClientRect().right)"
+    assert max(page.evaluate(ends)) <= PHONE[0]
 
 
 def test_table_of_tasks_loads(pages: Path, opened: Any) -> None:
@@ -246,6 +255,151 @@ def test_demonstrations_are_beside_an_arc_task(pages: Path, opened: Any) -> None
     assert page.locator("#examples canvas").first.get_attribute("aria-label").startswith("Demonstration 1, input: ")
 
 
+@pytest.mark.parametrize("size", [DESKTOP, PHONE], ids=["desktop", "phone"])
+def test_nothing_hidden_from_readers_takes_the_focus(size: tuple[int, int], tmp_path: Path, opened: Any) -> None:
+    """The film of sixteen steps overflows, and what scrolls is a stop for the tabulator unless told otherwise."""
+    page = opened(write_replay(made_solves("sudoku", 9, 11, rows=2), tmp_path / "long.html"), size)
+    assert page.evaluate("byId('film').scrollWidth > byId('film').clientWidth")
+    reached = []
+    for _ in range(30):
+        page.keyboard.press("Tab")
+        reached.append(page.evaluate("document.activeElement.id"))
+        assert not page.evaluate("!!document.activeElement.closest('[aria-hidden=true]')"), reached
+    assert {"scrubber", "show-changed"} <= set(reached)
+
+
+@pytest.mark.parametrize(
+    ("address", "row", "expected"),
+    [
+        ("#row=3&frame=4", 3, 4), ("#row=3&frame=x", 3, 0), ("#row=3&frame=1.5", 3, 1), ("#row=3&frame=-1", 3, 0),
+        ("#row=3&frame=99", 3, 5), ("#row=3", 3, 0), ("#row=99&frame=2", 0, 2), ("#nonsense", 0, 0),
+    ],
+)  # fmt: skip
+def test_any_address_is_followed(address: str, row: int, expected: int, pages: Path, opened: Any) -> None:
+    """When the page is opened with it, and when it is typed into one that is open, whatever that shows."""
+    for before in (address, "#row=7&frame=5"):
+        page = opened(pages / "sudoku/replay.html", fragment=before)
+        if before != address:
+            page.select_option("#filter", "solved")
+            page.evaluate(f"location.hash = '{address}'")
+            page.wait_for_function(f"location.hash == '#row={row}&frame={expected}'")
+        assert re.match(rf"row {row}\b", chosen(page)) and frame(page) == expected
+        page.keyboard.press("End")
+        assert frame(page) == 5
+
+
+def test_a_given_cell_that_was_overwritten_is_named(captured: Path, pages: Path, tmp_path: Path, opened: Any) -> None:
+    """All cells asked for are right, and still it is not solved: on the replay, in a report and in a film."""
+    solve = made_solves("sudoku", 9, 11, rows=1, steps=1)[0]
+    clue = np.flatnonzero(solve.given)[0]
+    preds = solve.labels[None].copy()
+    preds[0, clue] = 2 if preds[0, clue] > 2 else 3
+    spoilt = replace(solve, preds=preds)
+    assert spoilt.given_changed.tolist() == [1] and not spoilt.solved[0]
+    page = opened(write_replay([spoilt], tmp_path / "spoilt.html"))
+    asked = solve.asked.sum()
+    assert f"{asked} of {asked} cells right · 1 given cell changed · halting" in status(page)
+    assert "1 cell wrong, 1 given cell changed: row " in page.get_attribute("#answer", "aria-label")
+    page = opened(pages / "sudoku/report.html")
+    told = page.locator("#puzzles td:nth-child(3)").all_inner_texts()
+    found = solves(open_capture(captured / "seen-sudoku"))
+    assert 1 in {solve.given_changed[-1] for solve in found}
+    for solve, text in zip(found, told, strict=True):
+        count = solve.given_changed[-1]
+        changed = f", {count} given cell{'s' if count > 1 else ''} changed" if count else ""
+        assert text == f"{solve.cells_right[-1]} of 8{changed}"
+
+
+def test_marks_of_the_chart_are_where_they_happened(tmp_path: Path, opened: Any) -> None:
+    """First solved inside a step, and the end of the step after which it says that it is done: there it was asked."""
+    solve = made_solves("sudoku", 4, 6, rows=1, steps=6)[0]
+    wrong = np.where(solve.labels > 2, 2, 3)
+    frames = np.stack([wrong, wrong, solve.labels, wrong, wrong, wrong])
+    moments = [(step, cycle) for step in (1, 2, 3) for cycle in (1, 2)]
+    wants = np.repeat([False, True, False], 2)
+    page = opened(
+        write_replay([replace(solve, preds=frames, moments=moments, wants_to_halt=wants)], tmp_path / "marks.html")
+    )
+    assert page.locator("#chart .mark").count() == 2
+    for css, at, text in (("right", 2, "solved"), ("halt", 3, "says it is done")):
+        place = re.match(r"M([\d.]+)", page.get_attribute(f"#chart .mark.{css}", "d"))
+        assert place is not None and page.text_content(f"#chart .note.{css}") == text
+        page.evaluate(f"showFrame({at})")
+        assert float(page.get_attribute("#chart .cursor", "x1")) == pytest.approx(float(place[1])), css
+
+
+def test_the_course_in_numbers(captured: Path, pages: Path, opened: Any) -> None:
+    page = opened(pages / "sudoku/replay.html")
+    solve = next(solve for solve in solves(open_capture(captured / "seen-sudoku")) if not solve.solved[-1])
+    page.select_option("#puzzle", str(solve.row))
+    told = page.evaluate("[...byId('numbers').rows].slice(1).map(row => [...row.cells].map(cell => cell.textContent))")
+    changed = ["", *(str((now != last).sum()) for last, now in zip(solve.preds, solve.preds[1:], strict=False))]
+    for i, (moment, right, wrong, changes, confidence, halting) in enumerate(told):
+        assert moment == f"step {i // 2 + 1}, cycle {i % 2 + 1} of 2"
+        assert (right, wrong) == (f"{solve.cells_right[i]} of {solve.asked.sum()}", str(solve.wrong[i].sum()))
+        assert changes == changed[i]
+        assert float(confidence.split()[0]) == pytest.approx(100 * solve.confidence[i].mean(), abs=1.4)
+        assert float(halting.split()[0]) == pytest.approx(100 * solve.halt_probability[i], abs=0.6)
+    assert len({row[4] for row in told}) > 1
+
+
+def test_what_is_wrong_beyond_the_picture_is_counted(tmp_path: Path, opened: Any) -> None:
+    """A colour far from the grid of the answer, and a border of the solution that the answer does not have."""
+    solve = made_solves("arc", 6, 12, rows=1, steps=2)[0]
+    labels = np.full((6, 6), -100)
+    labels[:3, :3], labels[3, :3] = 4, 1
+    preds = np.stack([np.where(labels == -100, 0, labels)] * 2)
+    labels[0, 0] = -100  # where nothing is asked nothing is wrong
+    preds[1, 3, :2] = 0
+    stray = replace(solve, inputs=preds[0].ravel(), labels=labels.ravel(), preds=preds.reshape(2, -1),
+                    confidence=np.ones((2, 36)))  # fmt: skip
+    page = opened(write_replay([stray], tmp_path / "stray.html"))
+    assert "beyond" not in status(page) and "solved" in status(page)
+    assert page.get_attribute("#answer", "aria-label").endswith(": all cells right.")
+    page.keyboard.press("End")
+    assert "9 of 11 cells right · 2 wrong cells beyond the picture" in status(page)
+
+
+@pytest.mark.parametrize(("kind", "vocabulary"), [("sudoku", 11), ("maze", 6), ("arc", 12)])
+def test_marks_have_a_shape(kind: str, vocabulary: int, tmp_path: Path, opened: Any) -> None:
+    """What was wrong or changed is told by more than a colour, in the legend as in the grid."""
+    page = opened(write_replay(made_solves(kind, 9, vocabulary, rows=1), tmp_path / "marks.html"))
+    for mark in ("changed", "wrong"):
+        pixels = np.array(
+            page.evaluate(f"""() => {{
+            const canvas = byId("swatch-{mark}");
+            return [...canvas.getContext("2d").getImageData(1, 1, 18, 18).data];
+        }}""")
+        ).reshape(18, 18, 4)
+        assert len(np.unique(pixels[2:-2, 2:-2].reshape(-1, 4), axis=0)) > 1, mark
+
+
+def test_symbols_that_cannot_be_heard_are_spelled(tmp_path: Path, opened: Any) -> None:
+    solve = made_solves("maze", 3, 6, rows=1, steps=1)[0]
+    labels = np.array([1, 1, 1, 3, 2, 4, 1, 1, 1])
+    preds = np.array([[2, 1, 1, 3, 5, 4, 1, 1, 0]])
+    page = opened(write_replay([replace(solve, labels=labels, preds=preds, inputs=labels)], tmp_path / "maze.html"))
+    told = page.get_attribute("#answer", "aria-label")
+    assert "row 1 column 1 has free for wall, row 2 column 2 has path for free, row 3 column 3 has nothing" in told
+
+
+@pytest.mark.parametrize("name", ["sudoku/replay.html", "sudoku/report.html"])
+def test_a_browser_that_cannot_read_the_page_is_told(name: str, browser: Browser, pages: Path) -> None:
+    said: list[str] = []
+    for enabled, script, expected in (
+        (False, "", "JavaScript, which is switched off here"),
+        (True, "delete window.DecompressionStream", "This browser is too old for the page"),
+    ):
+        context = browser.new_context(java_script_enabled=enabled)
+        context.add_init_script(script)
+        page = context.new_page()
+        page.on("pageerror", lambda error: said.append(str(error)))
+        page.goto((pages / name).as_uri())
+        assert expected in page.inner_text("main .notice" if script else "noscript .notice")
+        context.close()
+    assert said == []
+
+
 def test_report_filters_and_shows_more(pages: Path, opened: Any) -> None:
     page = opened(pages / "arc/report.html")
     rows = page.locator("#puzzles tbody tr")
@@ -258,38 +412,10 @@ def test_report_filters_and_shows_more(pages: Path, opened: Any) -> None:
     assert 0 < len(verdicts) < 16 and set(verdicts) == {"wrong"}
 
 
-def large_solves(kind: Any, side: int, vocabulary: int, rows: int = 100, steps: int = 16) -> list[Solve]:
-    """Answers that start at random and change a tenth of the cells at every step, with noisy confidence."""
-    random = np.random.default_rng(0)
-    metadata = PuzzleDatasetMetadata(
-        pad_id=0, ignore_label_id=0, blank_identifier_id=0, vocab_size=vocabulary, seq_len=side**2, sets=["all"],
-        num_puzzle_identifiers=1, total_groups=rows, mean_puzzle_examples=1, kind=kind,
-    )  # fmt: skip
-    header = Header(
-        kind=kind, grid=(side, side), box=(3, 3) if kind == "sudoku" else None, vocab_size=vocabulary, depth="eval",
-        symbols=symbols(kind, vocabulary), max_steps=steps, dataset_rows=rows, dataset_hash="", provenance={},
-        sources=[DataFolder(path=Path("data"), metadata=metadata, id_offset=0, task_names=None)],
-    )  # fmt: skip
-    made = []
-    for row in range(rows):
-        labels = random.integers(2, vocabulary, side**2)
-        preds = np.where(random.random((steps, side**2)) < 0.1, random.integers(2, vocabulary, (1, side**2)), labels)
-        made.append(
-            Solve(
-                header=header, row=row, identifier=0, labels=labels, preds=preds,
-                inputs=np.where(random.random(side**2) < 0.5, labels, 1),
-                confidence=np.clip(random.normal(0.9, 0.1, preds.shape), 0, 1),
-                q_halt=random.normal(size=steps), wants_to_halt=np.zeros(steps, bool),
-                moments=[(step + 1, 1) for step in range(steps)],
-            )
-        )  # fmt: skip
-    return made
-
-
 @pytest.mark.parametrize(("kind", "side", "vocabulary"), [("sudoku", 9, 11), ("arc", 30, 12)])
 def test_a_hundred_puzzles_open_at_once(kind: str, side: int, vocabulary: int, tmp_path: Path, opened: Any) -> None:
     """The issue's bound: 100 puzzles of 16 steps in 2 s and 5 MB, here with the worst that ARC's canvas can hold."""
-    path = write_replay(large_solves(kind, side, vocabulary), tmp_path / "large.html")
+    path = write_replay(made_solves(kind, side, vocabulary), tmp_path / "large.html")
     assert path.stat().st_size <= 5e6
     times = []
     for _ in range(3):

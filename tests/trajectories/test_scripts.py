@@ -26,7 +26,8 @@ from training.cli import run_cli
 from training.config import load_config
 from training.trained import open_trained
 from trajectories.arc_tasks import ArcResults
-from trajectories.report import figures_of
+from trajectories.replay import write_replay
+from trajectories.report import figures_of, write_report
 from trajectories.solve import solves, telling
 from trajectories.store import open_capture
 from trajectories.tasks import Tasks
@@ -46,7 +47,7 @@ def payload(page: Path) -> dict[str, Any]:
         at += block.size
         puzzle |= {"input": block[0], "label": block[1], "given": block[2]}
         puzzle["preds"] = np.cumsum(block[3 : 3 + frames], 0, dtype=np.uint8)
-        puzzle["confidence"] = np.cumsum(block[3 + frames :], 0, dtype=np.uint8) / 63
+        puzzle["confidence"] = np.cumsum(block[3 + frames :], 0, dtype=np.uint8) / content["confidence_steps"]
     assert at == len(raw)
     return content
 
@@ -81,8 +82,15 @@ def test_report_and_replay_of_a_sudoku_capture(captured: Path, tmp_path: Path) -
 
 
 def test_report_on_some_rows(captured: Path, tmp_path: Path) -> None:
-    command = [str(captured / "seen-sudoku"), str(tmp_path), "--start", "3", "--max", "4"]
+    """The table, the figures and the replay are of the same rows; what is of all rows says so."""
+    command = [str(captured / "seen-sudoku"), str(tmp_path), "--start", "3", "--max", "4", "--replay", "3"]
     assert run_cli(generate_report_from_preds.main, command) == 0
+    played = [puzzle["row"] for puzzle in payload(tmp_path / "replay.html")["puzzles"]]
+    assert len(played) == 3 and set(played) < {3, 4, 5, 6}
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    whole, chosen = re.findall(r"<table><caption>(.*?)</caption>.*?</table>", page)
+    assert (whole, chosen) == ("Of the whole test split", "Of the rows of this report (4)")
+    assert 'alt="How far the latents move in an ACT step, first 4 rows"' in page
     assert [row["row"] for row in csv.DictReader((tmp_path / "puzzles.csv").open())] == ["3", "4", "5", "6"]
 
 
@@ -140,6 +148,15 @@ def test_a_written_grid_is_of_no_data_set(captured: Path, tmp_path: Path) -> Non
     page = (tmp_path / "out/report.html").read_text(encoding="utf-8")
     assert "is in no data set" in page and "<td>Sudoku/exact</td>" not in page
     assert [row["name"] for row in csv.DictReader((tmp_path / "out/puzzles.csv").open())] == ["your grid"]
+
+
+def test_more_kinds_of_cell_than_a_page_can_hold(captured: Path, tmp_path: Path) -> None:
+    capture = open_capture(captured / "seen-sudoku")
+    capture.header = capture.header.model_copy(update={"vocab_size": 255})
+    for write in (lambda: write_report(capture, tmp_path), lambda: write_replay(solves(capture), tmp_path / "a.html")):
+        with pytest.raises(InputError, match="a vocabulary of 255 is more than a page can show"):
+            write()
+    assert not list(tmp_path.iterdir())
 
 
 def test_demonstrations_are_turned_and_coloured_as_their_rows(captured: Path, tmp_path: Path) -> None:

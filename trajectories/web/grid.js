@@ -64,6 +64,12 @@ function drawRing(pen, x, y, cell, colour) {
   pen.strokeRect(x + inset, y + inset, cell - 2 * inset, cell - 2 * inset);
 }
 
+// Seen on any colour of the cell.
+function drawDoubleRing(pen, x, y, cell) {
+  drawRing(pen, x, y, cell, "#000000");
+  drawRing(pen, x + 1, y + 1, cell - 2, "#ffffff");
+}
+
 function drawWedge(pen, x, y, cell, colour) {
   pen.fillStyle = colour;
   pen.beginPath();
@@ -131,7 +137,9 @@ function paintMaze(pen, grid, tokens, marks, colours, cell) {
       pen.fillRect(x, y, cell, cell);
       pen.globalAlpha = 1;
     }
-    if (marks.changed && marks.changed[i] && cell >= 5) drawRing(pen, x, y, cell, colours.halt);
+    if (cell < 5) return;
+    if (marks.changed && marks.changed[i]) drawDoubleRing(pen, x, y, cell);
+    if (wrong) drawCross(pen, x, y, cell, colours);
   });
   eachCell(grid, cell, (i, x, y) => {  // start and goal last, as they are larger than their cells
     if (!ends.includes(tokens[i]) || cell < 4) return;
@@ -157,10 +165,7 @@ function paintArc(pen, grid, tokens, marks, colours, cell) {
   });
   eachCell(grid, cell, (i, x, y) => {
     if (cell < 5) return;
-    if (marks.changed && marks.changed[i]) {
-      drawRing(pen, x, y, cell, "#000000");
-      drawRing(pen, x + 1, y + 1, cell - 2, "#ffffff");
-    }
+    if (marks.changed && marks.changed[i]) drawDoubleRing(pen, x, y, cell);
     if (marks.wrong && marks.wrong[i]) drawCross(pen, x, y, cell, colours);
   });
 }

@@ -1,7 +1,24 @@
 // The page's data: JSON behind its length, then the frames of every puzzle, deflated and in base64.
 "use strict";
 
-async function readPayload(text) {
+const wrongCells = (puzzle, frame) => puzzle.known.map((known, i) => known & (puzzle.label[i] !== puzzle.preds[frame][i]));
+const total = (cells) => cells.reduce((sum, cell) => sum + cell, 0);
+const plural = (count, noun) => `${count} ${noun}${count === 1 ? "" : "s"}`;
+// Given cells that the answer overwrote, as a phrase, which is empty where there are none: they are not asked for.
+const givenChanged = (puzzle, wrong) => {
+  const count = total(puzzle.given.map((given, i) => given & wrong[i]));
+  return count ? `${plural(count, "given cell")} changed` : "";
+};
+
+// Null, and a word on the page, where the browser cannot inflate it.
+async function readPayload() {
+  if (!("DecompressionStream" in window)) {
+    const text = "This browser is too old for the page: it needs DecompressionStream (any browser since 2023).";
+    const notice = Object.assign(document.createElement("p"), { className: "notice", textContent: text });
+    document.querySelector("main").prepend(notice);
+    return null;
+  }
+  const text = document.getElementById("payload").textContent.trim();
   const packed = Uint8Array.from(atob(text), (letter) => letter.charCodeAt(0));
   const stream = new Blob([packed]).stream().pipeThrough(new DecompressionStream("deflate"));
   const bytes = new Uint8Array(await new Response(stream).arrayBuffer());
@@ -14,6 +31,7 @@ async function readPayload(text) {
     puzzle.input = take();
     puzzle.label = take();
     puzzle.given = take();
+    puzzle.known = puzzle.label.map((token) => +(token !== data.no_label));
     // Frames are differences from the one before, which are zeros for the most part.
     const series = () => {
       const all = [];
@@ -25,7 +43,7 @@ async function readPayload(text) {
       return all;
     };
     puzzle.preds = series();
-    puzzle.confidence = series().map((frame) => Float32Array.from(frame, (value) => value / 63));
+    puzzle.confidence = series().map((frame) => Float32Array.from(frame, (value) => value / data.confidence_steps));
   }
   return data;
 }

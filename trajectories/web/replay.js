@@ -1,17 +1,16 @@
 // Plays puzzles being solved: the state is a puzzle and a frame, and everything on the page follows from them.
 "use strict";
 
-const FRAMES_A_SECOND = 2;
+const FRAMES_A_SECOND = 2, SWATCH = 18;
+// How a symbol that a screen reader would pass over is read.
+const SPOKEN = { "": "nothing", ".": "blank", " ": "free", "#": "wall", o: "path", S: "start", G: "goal", "|": "border" };
 const byId = (id) => document.getElementById(id);
 const state = { data: null, shown: [], puzzle: null, frame: 0, timer: null, colours: null, moveCursor: null };
 
 const percent = (value) => `${Math.round(value * 100)} %`;
-const plural = (count, noun) => `${count} ${noun}${count === 1 ? "" : "s"}`;
 const gridOf = (puzzle) => ({ ...state.data.grid, rows: puzzle.rows, columns: puzzle.columns });
-const wrongCells = (puzzle, frame) => puzzle.label.map((token, i) => +(token !== 255 && token !== puzzle.preds[frame][i]));
 const before = (puzzle, frame) => (frame ? puzzle.preds[frame - 1] : puzzle.input);
 const changedCells = (puzzle, frame) => puzzle.preds[frame].map((token, i) => +(frame > 0 && token !== before(puzzle, frame)[i]));
-const total = (cells) => cells.reduce((sum, cell) => sum + cell, 0);
 const isSolved = (puzzle, frame) => puzzle.asked > 0 && puzzle.wrong[frame] === 0;
 const lastFrame = (puzzle) => puzzle.halt.length - 1;
 
@@ -70,10 +69,19 @@ function layOut() {
     paintGrid(byId("solution"), grid, puzzle.label, { given: puzzle.given }, state.colours, small);
     byId("solution").setAttribute("aria-label", `The solution: ${asText(puzzle.label, puzzle)}`);
   }
+  layOutSwatches(grid);
   layOutExamples(puzzle);
   layOutFilm(puzzle, grid);
   layOutChart(puzzle);
   layOutNumbers(puzzle);
+}
+
+// The marks as the painter makes them, on a cell of the kind that they are seen on.
+function layOutSwatches(grid) {
+  const token = Math.max(0, grid.symbols.indexOf({ sudoku: ".", maze: "o", arc: "5" }[grid.kind]));
+  for (const mark of ["changed", "wrong"]) {
+    paintGrid(byId(`swatch-${mark}`), { ...grid, rows: 1, columns: 1, box: null }, [token], { [mark]: [1] }, state.colours, SWATCH);
+  }
 }
 
 function layOutExamples(puzzle) {
@@ -128,7 +136,7 @@ function layOutChart(puzzle) {
 }
 
 function layOutNumbers(puzzle) {
-  const heads = ["moment", "right", "wrong", "changed", "mean confidence", "halting probability"];
+  const heads = ["moment", "right", "wrong, given cells too", "changed", "mean confidence", "halting probability"];
   const rows = puzzle.moments.map((_, frame) => [
     moment(puzzle, frame), puzzle.asked ? `${puzzle.right[frame]} of ${puzzle.asked}` : "", puzzle.asked ? puzzle.wrong[frame] : "",
     frame ? total(changedCells(puzzle, frame)) : "",
@@ -177,6 +185,8 @@ function showStatus(puzzle, frame, changes) {
   if (isSolved(puzzle, frame)) add("solved ✓", "solved");
   else if (puzzle.asked) {
     add(`${puzzle.right[frame]} of ${plural(puzzle.asked, "cell")} right`);
+    const changed = givenChanged(puzzle, wrongCells(puzzle, frame));
+    if (changed) add(changed, "wrong");
     if (puzzle.outside[frame]) add(`${plural(puzzle.outside[frame], "wrong cell")} beyond the picture`, "wrong");
   }
   if (frame) add(`${changes} changed`);
@@ -189,19 +199,19 @@ function describe(puzzle, frame, wrong) {
   const head = `Answer after ${moment(puzzle, frame)}`;
   if (!puzzle.asked) return `${head}: ${asText(puzzle.preds[frame], puzzle)}`;
   const symbols = state.data.grid.symbols;
-  const name = (token) => symbols[token].trim() || "blank";
+  const name = (token) => SPOKEN[symbols[token]] || symbols[token];
   const places = [...wrong.keys()].filter((i) => wrong[i]).map((i) =>
     `row ${Math.floor(i / puzzle.columns) + 1} column ${(i % puzzle.columns) + 1} has ${name(puzzle.preds[frame][i])} for ${name(puzzle.label[i])}`);
   if (!places.length) return `${head}: all cells right.`;
-  const rest = places.length > 6 ? ` and ${places.length - 6} more` : "";
-  return `${head}: ${plural(places.length, "cell")} wrong: ${places.slice(0, 6).join(", ")}${rest}.`;
+  const rest = places.length > 6 ? ` and ${places.length - 6} more` : "", changed = givenChanged(puzzle, wrong);
+  return `${head}: ${plural(places.length, "cell")} wrong${changed && `, ${changed}`}: ${places.slice(0, 6).join(", ")}${rest}.`;
 }
 
 function asText(tokens, puzzle, newline = " / ") {
   const symbols = state.data.grid.symbols, lines = [];
   for (let row = 0; row < puzzle.rows; row++) {
     const cells = Array.from(tokens.subarray(row * puzzle.columns, (row + 1) * puzzle.columns));
-    lines.push(cells.map((token) => (token === 255 ? "?" : symbols[token] || "·")).join(""));
+    lines.push(cells.map((token) => (token === state.data.no_label ? "?" : symbols[token] || "·")).join(""));
   }
   return lines.join(newline);
 }
@@ -258,6 +268,16 @@ function onKey(event) {
   action();
 }
 
+// Shows the row and the frame that the address names, the first of them where it names none that there is.
+function followAddress() {
+  play(false);
+  const wanted = new URLSearchParams(location.hash.slice(1));
+  const isWanted = (puzzle) => String(puzzle.row) === wanted.get("row");
+  if (!state.shown.some(isWanted)) byId("filter").value = "all";
+  fillPicker();
+  choosePuzzle(Math.max(0, state.shown.findIndex(isWanted)), Math.trunc(Number(wanted.get("frame"))) || 0);
+}
+
 function listen() {
   const on = (id, type, action) => byId(id).addEventListener(type, action);
   on("play", "click", () => play(state.timer === null));
@@ -271,10 +291,10 @@ function listen() {
   on("filter", "change", () => { play(false); fillPicker(); choosePuzzle(0); });
   on("previous", "click", () => stepPuzzle(-1));
   on("next", "click", () => stepPuzzle(1));
-  on("theme", "click", () => setTheme(otherTheme()));
   document.addEventListener("theme", repaint);
   for (const id of ["show-changed", "show-wrong", "show-confidence"]) on(id, "change", () => showFrame(state.frame));
   document.addEventListener("keydown", onKey);
+  window.addEventListener("hashchange", followAddress);
   let width = window.innerWidth;
   window.addEventListener("resize", () => {
     if (window.innerWidth === width) return;  // a phone's address bar changes the height alone
@@ -284,16 +304,9 @@ function listen() {
 }
 
 async function start() {
-  setTheme(preferredTheme());
-  if (!("DecompressionStream" in window)) {
-    byId("status").textContent = "This browser is too old for the page: it needs DecompressionStream (any browser since 2023).";
-    return;
-  }
-  state.data = await readPayload(byId("payload").textContent.trim());
-  fillPicker();
-  const wanted = new URLSearchParams(location.hash.slice(1));
-  const index = state.shown.findIndex((puzzle) => String(puzzle.row) === wanted.get("row"));
-  choosePuzzle(Math.max(0, index), Number(wanted.get("frame") || 0));
+  state.data = await readPayload();
+  if (!state.data) return;
+  followAddress();
   listen();
   document.body.dataset.ready = "true";
 }

@@ -22,18 +22,17 @@ function canvasOf(puzzle, name, tokens, marks) {
 
 function rowOf(puzzle) {
   const row = document.createElement("tr");
-  const { row: index, name, asked, right, wrong, halt } = puzzle, facts = puzzle.facts;
+  const { row: index, name, asked, right, wrong, halt, given } = puzzle, facts = puzzle.facts;
+  const cells = wrongCells(puzzle, 0), changed = givenChanged(puzzle, cells);
   const never = (step) => (step === 0 ? "never" : step);
   const solved = wrong[0] === 0;
-  const texts = [name, asked ? (solved ? "solved" : "wrong") : "?", asked ? `${right[0]} of ${asked}` : "",
+  const texts = [name, asked ? (solved ? "solved" : "wrong") : "?", asked ? [`${right[0]} of ${asked}`, changed].filter(Boolean).join(", ") : "",
                  asked ? never(facts.solved_at) : "", facts.settled_at, never(facts.halts_at), facts.changes,
                  `${Math.round(halt[0] * 100)} %`];
   for (const text of texts) row.append(Object.assign(document.createElement("td"), { textContent: text }));
   row.children[1].className = asked ? (solved ? "solved" : "wrong") : "";
-  const wrongCells = puzzle.label.map((token, i) => +(token !== 255 && token !== puzzle.preds[0][i]));
-  const given = puzzle.given;
   const pictures = [canvasOf(puzzle, "input", puzzle.input, { given }),
-                    canvasOf(puzzle, "answer", puzzle.preds[0], { given: given.map((cell, i) => cell & !wrongCells[i]), wrong: wrongCells })];
+                    canvasOf(puzzle, "answer", puzzle.preds[0], { given: given.map((cell, i) => cell & !cells[i]), wrong: cells })];
   if (asked) pictures.push(canvasOf(puzzle, "solution", puzzle.label, { given }));
   for (const picture of pictures) {
     const cell = document.createElement("td");
@@ -62,10 +61,10 @@ function choose() {
 }
 
 async function start() {
+  state.data = await readPayload();
+  if (!state.data) return;
   document.addEventListener("theme", repaint);
-  setTheme(preferredTheme());
-  byId("theme").addEventListener("click", () => setTheme(otherTheme()));
-  state.data = await readPayload(byId("payload").textContent.trim());
+  repaint();
   byId("filter").addEventListener("change", choose);
   byId("more").addEventListener("click", showMore);
   choose();

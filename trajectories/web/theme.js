@@ -13,3 +13,6 @@ function setTheme(theme) {
   document.documentElement.dataset.theme = theme;
   document.dispatchEvent(new Event("theme"));
 }
+
+document.getElementById("theme").addEventListener("click", () => setTheme(otherTheme()));
+setTheme(preferredTheme());

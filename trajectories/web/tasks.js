@@ -1,4 +1,0 @@
-"use strict";
-
-setTheme(preferredTheme());
-document.getElementById("theme").addEventListener("click", () => setTheme(otherTheme()));

@@ -37,6 +37,7 @@ from training.diffusion_head import (
 from training.diffusion_schema import KIND, DiffusionTrainConfig
 from training.diffusion_trainer import GROUPS, DiffusionTrainer916, DiffusionTrainer9160
 from training.distributed import Distributed
+from training.evaluation import evaluation_folder, was_evaluated
 from training.flops import head_flops, teacher_flops, training_bytes
 from training.lock import exclusive
 from training.logging import RunLogger, check_packages, open_logger
@@ -189,7 +190,8 @@ def train(run: Run, trainer: Trainer, logger: RunLogger, accuracy: float) -> Non
     config, dist = run.config, run.dist
     window, harvesting = MetricWindow(), Stopwatch(dist.device)
     with StopRequest() as stop:
-        if dist.any_true(dist.is_main and trainer.step in run.evaluations and not was_evaluated(run, trainer.step)):
+        due_before = trainer.step in run.evaluations and not was_evaluated(config.run_dir, trainer.step, REPORT)
+        if dist.any_true(dist.is_main and due_before):
             evaluate_now(run, trainer, logger)
         if trainer.step >= config.max_steps:
             logger.message(f"step {trainer.step} of {config.max_steps}: nothing left to train; raise max_steps")
@@ -248,7 +250,7 @@ def evaluate_now(run: Run, trainer: Trainer, logger: RunLogger) -> None:
             options,
             DiffusionEvaluator(),
             regression=None if run.baseline is None else run.baseline.head,
-            save_dir=_eval_dir(run, trainer.step),
+            save_dir=evaluation_folder(run.config.run_dir, trainer.step),
             protocol={
                 "head": config.diffusion.name,
                 "prediction": run.head.config.prediction,
@@ -261,15 +263,6 @@ def evaluate_now(run: Run, trainer: Trainer, logger: RunLogger) -> None:
         )
     if figures is not None:
         logger.evaluation(trainer.step, figures, HEADLINES)
-
-
-def was_evaluated(run: Run, step: int) -> bool:
-    """Whether an evaluation of `step` was completed, perhaps before the run was interrupted."""
-    return (_eval_dir(run, step) / REPORT).exists()
-
-
-def _eval_dir(run: Run, step: int) -> Path:
-    return run.config.run_dir / "eval" / f"step_{step}"
 
 
 def save(run: Run, trainer: Trainer, accuracy: float, needed: bool) -> None:

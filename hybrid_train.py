@@ -13,7 +13,6 @@ from __future__ import annotations
 import contextlib
 import sys
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -30,7 +29,7 @@ from training.checkpoint import load_checkpoint, save_checkpoint
 from training.cli import run_cli
 from training.config import load_config, validate_config
 from training.distributed import Distributed
-from training.evaluation import STEPS_FILE, check_batch_size, evaluate
+from training.evaluation import check_batch_size, evaluate, evaluation_folder, was_evaluated
 from training.lock import exclusive
 from training.logging import RunLogger, check_packages, open_logger
 from training.manifest import read_manifest
@@ -111,7 +110,8 @@ def train(run: Run, state: TrainState) -> None:
     window = MetricWindow()
     with open_logger(config, schedule.total_steps, state.step, dist) as logger, StopRequest() as stop:
         announce(run, state, logger)
-        if dist.any_true(dist.is_main and state.step in schedule.evaluations and not was_evaluated(run, state.step)):
+        due_before = state.step in schedule.evaluations and not was_evaluated(config.run_dir, state.step)
+        if dist.any_true(dist.is_main and due_before):
             evaluate_now(run, state, logger)
         while state.step < schedule.total_steps:
             set_stage(state, config)
@@ -166,19 +166,10 @@ def evaluate_now(run: Run, state: TrainState, logger: RunLogger) -> None:
             [("", PassAtK(run.data))],
             dist=run.dist,
             batch_size=config.eval_batch_size or config.global_batch_size,
-            save_dir=_eval_dir(run, state.step),
+            save_dir=evaluation_folder(config.run_dir, state.step),
         )
     if figures is not None:
         logger.evaluation(state.step, figures, HEADLINES)
-
-
-def was_evaluated(run: Run, step: int) -> bool:
-    """Whether an evaluation of `step` was completed, perhaps before the run was interrupted."""
-    return (_eval_dir(run, step) / STEPS_FILE).exists()
-
-
-def _eval_dir(run: Run, step: int) -> Path:
-    return run.config.run_dir / "eval" / f"step_{step}"
 
 
 def save(run: Run, state: TrainState, needed: bool) -> None:

@@ -13,7 +13,6 @@ import contextlib
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -32,7 +31,7 @@ from training.config import load_config
 from training.config_schema import PretrainConfig
 from training.curriculum import check_depths
 from training.distributed import Distributed
-from training.evaluation import STEPS_FILE, check_batch_size, evaluate
+from training.evaluation import check_batch_size, evaluate, evaluation_folder, was_evaluated
 from training.lock import exclusive
 from training.logging import RunLogger, check_packages, open_logger
 from training.plots import plot_curves
@@ -130,7 +129,8 @@ def train(run: Run, state: TrainState) -> None:
     with open_logger(config, schedule.total_steps, state.step, dist) as logger, StopRequest() as stop:
         if (kernels := state.model.model.config.find_kernels()) != PLAIN:
             logger.message(f"kernels: {kernels}")
-        if dist.any_true(dist.is_main and state.step in schedule.evaluations and not was_evaluated(run, state.step)):
+        due_before = state.step in schedule.evaluations and not was_evaluated(config.run_dir, state.step)
+        if dist.any_true(dist.is_main and due_before):
             evaluate_now(run, state, logger)
         if state.step >= schedule.total_steps:
             logger.message(f"step {state.step} of {schedule.total_steps}: nothing left to train; raise epochs for more")
@@ -161,7 +161,7 @@ def train(run: Run, state: TrainState) -> None:
 
 def evaluate_now(run: Run, state: TrainState, logger: RunLogger) -> None:
     """Evaluate the averaged weights (the raw ones without EMA); the training state is as before afterwards."""
-    config, save_dir = run.config, _eval_dir(run, state.step)
+    config, save_dir = run.config, evaluation_folder(run.config.run_dir, state.step)
     rows = config.evaluation_rows(run.dist.world_size)
     with (
         state.ema.applied() if state.ema is not None else contextlib.nullcontext(),
@@ -189,15 +189,6 @@ def evaluate_now(run: Run, state: TrainState, logger: RunLogger) -> None:
         )
         if figures is not None:  # before the capture is closed, for which the disk may have no room
             logger.evaluation(state.step, figures, HEADLINES)
-
-
-def was_evaluated(run: Run, step: int) -> bool:
-    """Whether an evaluation of `step` was completed, perhaps before the run was interrupted."""
-    return (_eval_dir(run, step) / STEPS_FILE).exists()
-
-
-def _eval_dir(run: Run, step: int) -> Path:
-    return run.config.run_dir / "eval" / f"step_{step}"
 
 
 def save(run: Run, state: TrainState, needed: bool) -> None:

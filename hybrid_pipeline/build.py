@@ -23,9 +23,9 @@ from training.config import validate_config
 from training.distributed import Distributed, FlatGradients
 from training.ema import EMA
 from training.manifest import read_manifest
-from training.optim import SignSGD, build_optimizers
+from training.optim import build_optimizers
 from training.same_run import check_kind
-from training.state import TrainState
+from training.state import TrainState, puzzle_optimizer
 from training.weights import read_weights
 
 ADAPTER = "model.inner.text."  # the adapter's weights in a checkpoint
@@ -89,7 +89,7 @@ def open_trained_hybrid(checkpoint: str) -> tuple[ACTLossHead, Encoder, int]:
 
 def create_state(model: ACTLossHead, config: HybridTrainConfig, dist: Distributed) -> TrainState:
     """A run before its first step. The optimisers of the adapter come first, then those of the TRM."""
-    inner, table = model.model.inner, model.model.puzzle_emb
+    inner = model.model.inner
     trm = nn.ModuleDict({name: child for name, child in inner.named_children() if name != "text"})
     local = config.local_batch_size(dist.world_size)
     rows = torch.zeros(local, inner.config.seq_len, dtype=torch.int32, device=dist.device)
@@ -97,14 +97,7 @@ def create_state(model: ACTLossHead, config: HybridTrainConfig, dist: Distribute
     return TrainState(
         model=model,
         dense=[*build_optimizers(config, inner.text), *build_optimizers(config, trm)],
-        sparse=None
-        if table is None
-        else SignSGD(
-            table,
-            base_lr=config.puzzle_emb_lr,
-            weight_decay=config.puzzle_emb_weight_decay,
-            gather=dist.all_gather_rows,
-        ),
+        sparse=puzzle_optimizer(model, config, dist),
         gradients=FlatGradients(model.parameters()),
         ema=EMA(dict(model.named_parameters()), config.ema_rate) if config.ema else None,
         carries=[model.initial_carry(blank)],

@@ -107,6 +107,16 @@ def collect_figures(
     return figures
 
 
+def evaluation_folder(run_dir: Path, step: int) -> Path:
+    """Where the files of a run's evaluation after `step` go."""
+    return run_dir / "eval" / f"step_{step}"
+
+
+def was_evaluated(run_dir: Path, step: int, last_file: str = STEPS_FILE) -> bool:
+    """Whether an evaluation of `step` got to its last file, perhaps before the run was interrupted."""
+    return (evaluation_folder(run_dir, step) / last_file).exists()
+
+
 def check_batch_size(batch_size: int, world_size: int) -> None:
     """`InputError` where an evaluation's batch cannot be shared out; entry points ask before they do anything else."""
     if batch_size % world_size:

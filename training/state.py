@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -111,6 +111,28 @@ def _names(model: nn.Module) -> dict[int, str]:
     return {id(parameter): name for name, parameter in model.named_parameters()}
 
 
+class TableSettings(Protocol):
+    """What is asked of a run's configuration for the puzzle table."""
+
+    @property
+    def puzzle_emb_lr(self) -> float: ...
+    @property
+    def puzzle_emb_weight_decay(self) -> float: ...
+
+
+def puzzle_optimizer(model: ACTLossHead, config: TableSettings, dist: Distributed) -> SignSGD | None:
+    """What updates the rows of the puzzle table that a batch touches, where there is a table."""
+    table = model.model.puzzle_emb
+    if table is None:
+        return None
+    return SignSGD(
+        table,
+        base_lr=config.puzzle_emb_lr,
+        weight_decay=config.puzzle_emb_weight_decay,
+        gather=dist.all_gather_rows,
+    )
+
+
 def create_state(
     model: ACTLossHead, config: PretrainConfig, metadata: PuzzleDatasetMetadata, dist: Distributed
 ) -> TrainState:
@@ -126,14 +148,7 @@ def create_state(
     return TrainState(
         model=model,
         dense=build_optimizers(config, model),
-        sparse=None
-        if table is None
-        else SignSGD(
-            table,
-            base_lr=config.puzzle_emb_lr,
-            weight_decay=config.puzzle_emb_weight_decay,
-            gather=dist.all_gather_rows,
-        ),
+        sparse=puzzle_optimizer(model, config, dist),
         gradients=FlatGradients(model.parameters()),
         ema=EMA(averaged, config.ema_rate) if config.ema and averaged else None,
         carries=[model.initial_carry(blank) for _ in range(local // micro)],

@@ -34,6 +34,7 @@ from training.distributed import Distributed
 from training.evaluation import check_batch_size, evaluate, evaluation_folder, was_evaluated
 from training.lock import exclusive
 from training.logging import RunLogger, check_packages, open_logger
+from training.passes import check_can_record
 from training.plots import plot_curves
 from training.resume import checkpoint_to_resume
 from training.same_run import check_same_run
@@ -93,6 +94,9 @@ def prepare(config: PretrainConfig, dist: Distributed) -> Run:
         if theirs != ours:
             raise InputError(f"data_paths_test has {key}={theirs} and data_paths {ours}: they must agree")
     check_batch_size(config.evaluation_rows(dist.world_size), dist.world_size)
+    if config.cuda_graph:
+        local = config.local_batch_size(dist.world_size)
+        check_can_record(dist.device, micro_batches=local // config.rows_at_once(dist.world_size))
     check_packages(wandb=config.logger.wandb, tensorboard=config.logger.tensorboard)
     return Run(
         config=config,

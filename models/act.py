@@ -13,7 +13,7 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Self
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -131,6 +131,21 @@ class ACTCarry:
     steps: Tensor
     halted: Tensor
     current_data: dict[str, Tensor]
+
+    def named_tensors(self) -> dict[str, Tensor]:
+        """Every tensor under a name of its own."""
+        return {
+            "steps": self.steps,
+            "halted": self.halted,
+            **{f"latent.{name}": value for name, value in vars(self.inner_carry).items()},
+            **{f"data.{name}": value for name, value in self.current_data.items()},
+        }
+
+    def clone(self) -> Self:
+        """The same on memory of its own."""
+        latents = {name: value.clone() for name, value in vars(self.inner_carry).items()}
+        data = {name: value.clone() for name, value in self.current_data.items()}
+        return type(self)(type(self.inner_carry)(**latents), self.steps.clone(), self.halted.clone(), data)
 
 
 class ACTModel(nn.Module):

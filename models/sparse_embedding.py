@@ -25,19 +25,19 @@ class CastedSparseEmbedding(nn.Module):
         super().__init__()
         self.cast_to = cast_to
         self.register_buffer("weights", trunc_normal_init_(torch.empty(num_embeddings, embedding_dim), init_std))
-        self._touched: list[tuple[Tensor, Tensor]] = []
+        self.touched: list[tuple[Tensor, Tensor]] = []  # identifiers and rows since `take_touched`
 
     def forward(self, ids: Tensor) -> Tensor:
         """Rows [batch, embedding_dim] in `cast_to` for ids [batch] int32."""
         rows = F.embedding(ids, self.weights)
         if self.training and torch.is_grad_enabled():
             rows = rows.detach().requires_grad_()
-            self._touched.append((ids, rows))
+            self.touched.append((ids, rows))
         return rows.to(self.cast_to)
 
     def take_touched(self) -> tuple[Tensor, Tensor]:
         """Identifiers [rows] and gradients [rows, embedding_dim] fp32 since the last call, in look-up order."""
-        touched, self._touched = self._touched, []
+        touched, self.touched = self.touched, []
         if not touched:
             return self.weights.new_zeros(0, dtype=torch.int32), self.weights.new_zeros(0, self.weights.shape[1])
         ids = torch.cat([ids for ids, _ in touched])

@@ -39,8 +39,9 @@ from training.build import build_model, compile_levels, model_config
 from training.cli import run_cli
 from training.config import load_config
 from training.config_schema import PretrainConfig
-from training.distributed import Distributed
+from training.distributed import Distributed, FlatGradients
 from training.flops import step_flops
+from training.passes import WARM_UP, GraphedPass, Pass, differentiate
 from training.schedule import Schedule
 from training.state import TrainState, create_state
 from training.step import train_step
@@ -116,10 +117,11 @@ def model_of(case: Case, config: PretrainConfig, rows: int, device: torch.device
 
 @dataclass(frozen=True)
 class Way:
-    """How a step is computed: the plain path, compiled or not, or with our kernels."""
+    """How a step is computed: the plain path, compiled or not, or with our kernels, and as a CUDA graph or not."""
 
     compiled: bool = False
     kernels: str = "torch"
+    graph: bool = False
 
 
 WAYS = {
@@ -127,6 +129,7 @@ WAYS = {
     "compiled": Way(compiled=True),
     "triton": Way(compiled=True, kernels="triton"),
     "auto": Way(compiled=True, kernels="auto"),
+    "graph": Way(compiled=True, kernels="auto", graph=True),
 }
 
 
@@ -139,7 +142,7 @@ def ways_of(case: Case, device: torch.device) -> list[str]:
 def time_step(case: Case, way: Way, clock: Clock, dist: Distributed, profiled: int = 0) -> dict[str, Any]:
     """A step of the recipe, and the `profiled` kernels that take the most of it."""
     started = time.perf_counter()
-    config = settings_of(case, case.rows, f"arch.kernels={way.kernels}")
+    config = settings_of(case, case.rows, f"arch.kernels={way.kernels}", f"cuda_graph={way.graph}")
     model = model_of(case, config, case.rows, dist.device)
     state = create_state(model, config, data_of(case), dist)
     flops = step_flops(SimpleNamespace(model=model)) * case.rows
@@ -154,7 +157,7 @@ def time_step(case: Case, way: Way, clock: Clock, dist: Distributed, profiled: i
     on_cuda = dist.device.type == "cuda"
     float(state.gradients.norm() + sum(value.sum() for value in train_step(run, state, batch).values()))
     first = time.perf_counter() - started
-    step(), step()
+    step(), step(), step()  # the last is recorded where it is to be a CUDA graph
     graphs = graphs_compiled()
     if on_cuda:
         torch.cuda.reset_peak_memory_stats(dist.device)
@@ -192,11 +195,13 @@ def gradients_of(case: Case, way: Way, dist: Distributed, dtype: str) -> tuple[f
         compile_levels(model)
     batch = random_batch(case, case.parity_rows, dist.device)
     never = torch.zeros(case.parity_rows, dtype=torch.int32, device=dist.device)
-    _, loss, *_ = model(carry=model.initial_carry(batch), batch=batch, min_halt_steps=never)
-    (loss / case.parity_rows).backward()
-    loss = loss.detach()
+    gradients, metrics = FlatGradients(model.parameters()), {}
+    take: Pass = GraphedPass() if way.graph else differentiate
+    for _ in range(1 + WARM_UP if way.graph else 1):  # only the last counts
+        gradients.zero()
+        _, metrics = take(model, model.initial_carry(batch), batch, never, case.parity_rows)
     found = {name: p.grad.double().cpu() for name, p in model.named_parameters() if p.grad is not None}
-    return float(loss) / case.parity_rows, found
+    return float(metrics["loss"]) / case.parity_rows, found
 
 
 @contextlib.contextmanager
@@ -236,6 +241,8 @@ def bench(case: Case, clock: Clock, dist: Distributed, profiled: int) -> dict[st
         except torch.OutOfMemoryError:
             print(f"{case.name} | {name}: {case.rows} rows do not fit into the memory of {dist.device}")
             torch.cuda.empty_cache()
+        except InputError as error:
+            print(f"{case.name} | {name}: {error}")
     return {"case": case.name, "rows": case.rows, "parity_rows": case.parity_rows, "paths": paths}
 
 

@@ -231,6 +231,8 @@ class PretrainConfig(RunConfig):
     eval_save_outputs: list[SavedOutput]
     """arrays that an evaluation writes to disk, as they were after every ACT step"""
 
+    cuda_graph: bool = False
+    """launch a step's forward and backward pass as one CUDA graph"""
     micro_batch_size: int | None = Field(ge=1)
     """most rows in one forward pass of a process; null: its whole share"""
     epochs: int = Field(ge=1)
@@ -313,6 +315,7 @@ class PretrainConfig(RunConfig):
         return self.eval_batch_size or self.rows_at_once(world_size) * world_size
 
     _unnamed: ClassVar[frozenset[str]] = RunConfig._unnamed | {
+        "cuda_graph",
         "micro_batch_size",
         "eval_batch_size",
         "eval_save_outputs",

@@ -56,6 +56,11 @@ def check_depths(stages: Sequence[DepthStage], config: BaseModel) -> None:
             raise InputError(f"depth_curriculum: the stage until={stage.until}, {depth}: {said}") from error
 
 
+def depth_of(inner: Any) -> tuple[int, ...]:
+    """The cycles of `inner` now: all that a curriculum changes."""
+    return tuple(getattr(inner.config, name) for name in ("H_cycles", "L_cycles") if hasattr(inner.config, name))
+
+
 @contextlib.contextmanager
 def at_depth(inner: Any, stages: Sequence[DepthStage], progress: float) -> Iterator[None]:
     """`inner` recurs as the stage of `progress` in [0, 1) says, inside; after the last stage as it always does."""

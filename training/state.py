@@ -23,6 +23,7 @@ from training.config_schema import PretrainConfig
 from training.distributed import Distributed, FlatGradients
 from training.ema import EMA
 from training.optim import SignSGD, build_optimizers
+from training.passes import GraphedPass, Pass, differentiate
 
 GROUPS = ("model", "optim", "carry")
 EXPLORATION_STREAM = 100  # tells the draws for halting from those of the data, which count from 0
@@ -40,6 +41,7 @@ class TrainState:
     carries: list[ACTCarry]
     slots: range
     step: int = 0
+    differentiate: Pass = differentiate
 
     @property
     def optimizers(self) -> list[Optimizer]:
@@ -57,7 +59,7 @@ class TrainState:
 
     def sharded(self) -> dict[str, tuple[range, dict[str, Tensor]]]:
         """Tensors with a row for each of this rank's slots."""
-        parts = [_carry_tensors(carry) for carry in self.carries]
+        parts = [carry.named_tensors() for carry in self.carries]
         return {"carry": (self.slots, {name: torch.cat([part[name] for part in parts]) for name in parts[0]})}
 
     def restore(self, checkpoint: Checkpoint) -> None:
@@ -153,6 +155,7 @@ def create_state(
         ema=EMA(averaged, config.ema_rate) if config.ema and averaged else None,
         carries=[model.initial_carry(blank) for _ in range(local // micro)],
         slots=range(dist.rank * local, (dist.rank + 1) * local),
+        differentiate=GraphedPass() if config.cuda_graph else differentiate,
     )
 
 
@@ -160,16 +163,6 @@ def exploration(seed: int, step: int, global_batch_size: int, slots: range) -> T
     """Two uniforms in [0, 1) for each slot, fp32 [2, len(slots)]: the same for any division into processes."""
     generator = np.random.Generator(np.random.Philox(key=[seed, EXPLORATION_STREAM], counter=[0, 0, 0, step]))
     return torch.from_numpy(generator.random((2, global_batch_size), dtype=np.float32)[:, slots.start : slots.stop])
-
-
-def _carry_tensors(carry: ACTCarry) -> dict[str, Tensor]:
-    """Every tensor of a carry under a name of its own."""
-    return {
-        "steps": carry.steps,
-        "halted": carry.halted,
-        **{f"latent.{name}": value for name, value in vars(carry.inner_carry).items()},
-        **{f"data.{name}": value for name, value in carry.current_data.items()},
-    }
 
 
 def _load_carry(carry: ACTCarry, tensors: dict[str, Tensor]) -> None:

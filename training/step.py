@@ -59,15 +59,12 @@ def train_step(run: Setting, state: TrainState, batch: dict[str, Tensor]) -> dic
     for index, carry in enumerate(state.carries):
         rows = slice(start, start := start + len(carry.steps))
         with at_depth(model.model.inner, config.depth_curriculum, progress):
-            state.carries[index], loss, metrics, _, _ = model(
-                carry=carry,
-                batch={key: value[rows] for key, value in batch.items()},
-                min_halt_steps=model.model.explore(uniform[:, rows]),
-            )
+            part = {key: value[rows] for key, value in batch.items()}
+            earliest = model.model.explore(uniform[:, rows])
+            state.carries[index], metrics = state.differentiate(model, carry, part, earliest, config.global_batch_size)
         if config.staggered_start and step == 0:
             stagger(state.carries[index], state.slots.start + rows.start, model.model.config.halt_max_steps)
-        (loss / config.global_batch_size).backward()
-        for key, value in {"loss": loss.detach(), **metrics}.items():
+        for key, value in metrics.items():
             totals[key] = totals[key] + value if key in totals else value
 
     state.gradients.all_reduce(run.dist)

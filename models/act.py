@@ -56,6 +56,7 @@ class ACTConfig(BaseModel):
 
     forward_dtype: Literal["bfloat16", "float32", "float16"] = "bfloat16"
     kernels: Literal["auto", "torch", "triton"] = "torch"  # torch: the plain path; see models.kernels
+    fp8_passes: bool = False  # products of training's passes without gradients in fp8, where no kernel has them
 
     # Whether attention may be narrower than the hidden state, as where 12 heads share 512.
     uneven_heads: ClassVar[bool] = False
@@ -85,6 +86,15 @@ class ACTConfig(BaseModel):
         if self.kernels == "triton" and self.latent_length > LONGEST_MIX:
             raise ValueError(
                 f"arch.kernels=triton mixes {LONGEST_MIX} positions at most and there are {self.latent_length}: "
+                "leave it out"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _check_fp8(self) -> ACTConfig:
+        if self.fp8_passes and self.forward_dtype != "bfloat16":
+            raise ValueError(
+                f"arch.fp8_passes=true is for arch.forward_dtype=bfloat16, and this is {self.forward_dtype}: "
                 "leave it out"
             )
         return self

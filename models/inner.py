@@ -74,7 +74,7 @@ class RecursiveInner(nn.Module):
         config: ACTConfig = self.config
         mlp_length = (length or config.latent_length) if config.mlp_t else None
         kernels = config.find_kernels(length)
-        return ReasoningModule(
+        level = ReasoningModule(
             [
                 Block(
                     config.hidden_size,
@@ -87,6 +87,7 @@ class RecursiveInner(nn.Module):
                 for _ in range(num_layers)
             ]
         )
+        return level.use_fp8_passes() if config.fp8_passes else level
 
     @classmethod
     def latent_names(cls) -> list[str]:

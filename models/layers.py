@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from models.kernels import PLAIN, Kernels
 from models.kernels.attention import attend_plainly
+from models.kernels.fp8 import fits, fp8_linear
 
 CosSin = tuple[Tensor, Tensor]
 
@@ -31,7 +32,12 @@ def trunc_normal_init_(tensor: Tensor, std: float) -> Tensor:
 
 
 class CastedLinear(nn.Module):
-    """Linear map [..., in_features] -> [..., out_features] in the dtype of its input."""
+    """Linear map [..., in_features] -> [..., out_features] in the dtype of its input.
+
+    `fp8_passes`: products in fp8 in the passes without gradients that belong to training; see `models.kernels.fp8`.
+    """
+
+    fp8_passes = False
 
     def __init__(self, in_features: int, out_features: int, bias: bool):
         super().__init__()
@@ -39,6 +45,8 @@ class CastedLinear(nn.Module):
         self.bias = nn.Parameter(torch.zeros(out_features)) if bias else None
 
     def forward(self, x: Tensor) -> Tensor:
+        if self.fp8_passes and self.training and not torch.is_grad_enabled():
+            return fp8_linear(x, self.weight)
         bias = None if self.bias is None else self.bias.to(x.dtype)
         return F.linear(x, self.weight.to(x.dtype), bias)
 
@@ -174,6 +182,13 @@ class ReasoningModule(nn.Module):
     def __init__(self, blocks: list[Block]):
         super().__init__()
         self.layers = nn.ModuleList(blocks)
+
+    def use_fp8_passes(self) -> ReasoningModule:
+        """The same with `CastedLinear.fp8_passes` wherever a matrix is of a size that fits."""
+        for module in self.modules():
+            if isinstance(module, CastedLinear):
+                module.fp8_passes = fits(*module.weight.shape)
+        return self
 
     def forward(self, state: Tensor, injection: Tensor, cos_sin: CosSin | None) -> Tensor:
         x = state + injection

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from datasets.common import InputError, PuzzleDatasetMetadata
 from models import load_class
+from models.kernels.fp8 import CAPABILITY
 from models.layers import ReasoningModule
 from models.losses import ACTLossHead
 from training.cli import warn
@@ -33,6 +34,13 @@ def model_config(
     }
     if settings.get("forward_dtype") == "auto":
         settings["forward_dtype"] = "bfloat16" if device.type == "cuda" else "float32"
+    if settings.get("fp8_passes") and device.type == "cuda":
+        found = torch.cuda.get_device_capability(device)
+        if found < CAPABILITY:
+            raise InputError(
+                f"arch.fp8_passes=true needs a GPU of compute capability {CAPABILITY[0]}.{CAPABILITY[1]} or more, and "
+                f"this one has {found[0]}.{found[1]}: leave it out"
+            )
     return settings | kernels_on(device, settings)
 
 

@@ -169,7 +169,7 @@ def _check_architecture(arch: ArchConfig, names: Sequence[str]) -> None:
         if key in settings:
             raise InputError(f"arch.{key}={show(settings[key])}: the data set decides this, drop the key")
     if settings.get("forward_dtype") == "auto":  # the device decides later
-        settings["forward_dtype"] = "float32"
+        settings["forward_dtype"] = "bfloat16"
     try:
         stand_ins = dict.fromkeys(DATA_KEYS, 1)
         config_class.model_validate(settings | stand_ins, strict=True, context={"before_data": True})

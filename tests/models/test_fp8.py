@@ -11,6 +11,7 @@ import torch.nn.functional as F
 
 import pretrain
 from datasets.common import InputError
+from datasets.puzzle_dataset import PuzzleDataset
 from models.kernels.fp8 import LARGEST, fits, fp8_linear
 from models.layers import Block, ReasoningModule
 from tests.training.runs import TRM, build_sudoku_4x4, overrides
@@ -82,7 +83,7 @@ def test_what_is_refused_is_named(tmp_path: Path, monkeypatch: Any, capsys: pyte
     config = load_config("cfg_pretrain", arguments)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 0))
     with pytest.raises(InputError, match=r"compute capability 8.9 or more, and this one has 8.0: leave it out"):
-        model_config(config.arch, Any, 8, torch.device("cuda"))  # type: ignore[arg-type]
+        model_config(config.arch, PuzzleDataset([str(sudoku)], "train").metadata, 8, torch.device("cuda"))
 
 
 def test_a_run_trains_with_it(tmp_path: Path, monkeypatch: Any) -> None:

@@ -195,7 +195,8 @@ def gradients_of(case: Case, way: Way, dist: Distributed, dtype: str) -> tuple[f
         compile_levels(model)
     batch = random_batch(case, case.parity_rows, dist.device)
     never = torch.zeros(case.parity_rows, dtype=torch.int32, device=dist.device)
-    gradients, metrics = FlatGradients(model.parameters()), {}
+    gradients = FlatGradients(model.parameters())
+    metrics: dict[str, Tensor] = {}
     take: Pass = GraphedPass() if way.graph else differentiate
     for _ in range(1 + WARM_UP if way.graph else 1):  # only the last counts
         gradients.zero()

@@ -63,10 +63,8 @@ def test_it_is_for_training_passes_without_gradients_alone(level: ReasoningModul
     with torch.no_grad():
         narrow = level(state, injection, None)
     # The MLP over 17 positions is of no size that fits.
-    assert seen == [
-        tuple(level.layers[0].mlp.gate_up_proj.weight.shape),
-        tuple(level.layers[0].mlp.down_proj.weight.shape),
-    ]
+    shapes = {name: tuple(parameter.shape) for name, parameter in level.named_parameters()}
+    assert seen == [shapes["layers.0.mlp.gate_up_proj.weight"], shapes["layers.0.mlp.down_proj.weight"]]
     error = float((narrow - evaluated).detach().float().norm() / evaluated.detach().float().norm())
     assert 0 < error < 0.1
 

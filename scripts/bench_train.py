@@ -23,7 +23,7 @@ import json
 import math
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -133,10 +133,11 @@ WAYS = {
 }
 
 
-def ways_of(case: Case, device: torch.device) -> list[str]:
+def ways_of(case: Case, device: torch.device, asked: Collection[str]) -> list[str]:
     if device.type != "cuda":
         return ["eager"]
-    return [name for name, way in WAYS.items() if way.kernels != "triton" or case.name == "sudoku_mlp"]
+    fitting = [name for name, way in WAYS.items() if way.kernels != "triton" or case.name == "sudoku_mlp"]
+    return [name for name in fitting if name in asked]
 
 
 def time_step(case: Case, way: Way, clock: Clock, dist: Distributed, profiled: int = 0) -> dict[str, Any]:
@@ -231,10 +232,10 @@ def parity(case: Case, way: Way, dist: Distributed, dtype: str) -> dict[str, Any
     return {"loss_difference": abs(own_loss - loss) / abs(loss), "cosine": cosines[worst], "of": worst}
 
 
-def bench(case: Case, clock: Clock, dist: Distributed, profiled: int) -> dict[str, Any]:
+def bench(case: Case, clock: Clock, dist: Distributed, profiled: int, asked: Collection[str]) -> dict[str, Any]:
     dtype = "bfloat16" if dist.device.type == "cuda" else "float32"
     paths: dict[str, Any] = {}
-    for name in ways_of(case, dist.device):
+    for name in ways_of(case, dist.device, asked):
         torch.compiler.reset()  # the graphs of all cases together are more than one cache holds
         try:
             paths[name] = time_step(case, WAYS[name], clock, dist, profiled)
@@ -253,7 +254,11 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--only", default="", help="measure the cases whose name contains this")
     parser.add_argument("--profile", type=int, default=0, help="show so many of the longest kernels (on a GPU)")
     parser.add_argument("--json", type=Path, help="write the figures to this file as well")
+    parser.add_argument("--paths", default=",".join(WAYS), help="compute a step in these ways (default %(default)s)")
     args = parser.parse_args(argv)
+    asked = args.paths.split(",")
+    if unknown := [name for name in asked if name not in WAYS]:
+        raise InputError(f"--paths {unknown[0]}: choose from {', '.join(WAYS)}")
     dist = distributed.init("cpu" if args.tiny else "auto")
     if args.profile and dist.device.type != "cuda":
         raise InputError(f"--profile shows kernels of a GPU, and this runs on {dist.device}: leave it out")
@@ -264,7 +269,7 @@ def main(argv: list[str]) -> None:
     print(HEADER)
     found = []
     for case in (tiny(case) if args.tiny else case for case in CASES if args.only in case.name):
-        figures = bench(case, clock, dist, args.profile)
+        figures = bench(case, clock, dist, args.profile, asked)
         found.append(figures)
         for path, of in figures["paths"].items():
             of["share_of_product"], own = of["tflops"] / peak, of["parity"]

@@ -60,6 +60,8 @@ class ACTConfig(BaseModel):
 
     # Whether attention may be narrower than the hidden state, as where 12 heads share 512.
     uneven_heads: ClassVar[bool] = False
+    # Whether training has passes without gradients.
+    passes_without_gradients: ClassVar[bool] = True
     # Whether q_continue is trained where `no_ACT_continue` is false.
     trains_q_continue: ClassVar[bool] = True
 
@@ -92,6 +94,8 @@ class ACTConfig(BaseModel):
 
     @model_validator(mode="after")
     def _check_fp8(self) -> ACTConfig:
+        if self.fp8_passes and not self.passes_without_gradients:
+            raise ValueError("arch.fp8_passes=true has no meaning here, where all passes have gradients: leave it out")
         if self.fp8_passes and self.forward_dtype != "bfloat16":
             raise ValueError(
                 f"arch.fp8_passes=true is for arch.forward_dtype=bfloat16, and this is {self.forward_dtype}: "

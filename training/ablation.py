@@ -82,7 +82,7 @@ class Cost:
 def cost_of(config: PretrainConfig) -> Cost:
     """Counted without a value of the model in memory; `InputError` where data and architecture do not fit."""
     data = PuzzleDataset(config.data_paths, "train", seed=config.seed, max_puzzles=config.max_train_puzzles)
-    settings = model_config(config.arch, data.metadata, config.rows_at_once(1), torch.device("cpu"))
+    settings = model_config(config.arch, data.metadata, config.rows_at_once(1), torch.device("cpu"), training=False)
     with torch.device("meta"):
         model = build_model(config.arch, settings, torch.device("meta"))
     check_depths(config.depth_curriculum, model.model.config)

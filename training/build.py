@@ -23,9 +23,10 @@ GRAPHS_OF_A_LEVEL = 64
 
 
 def model_config(
-    arch: ArchConfig, metadata: PuzzleDatasetMetadata, batch_size: int, device: torch.device
+    arch: ArchConfig, metadata: PuzzleDatasetMetadata, batch_size: int, device: torch.device, training: bool = True
 ) -> dict[str, Any]:
-    """The architecture's own keys with what the data and the device decide filled in."""
+    """The architecture's own keys with what the data and the device decide filled in; without what only `training`
+    does, unless it is for that."""
     settings = arch.hyperparameters | {
         "batch_size": batch_size,
         "seq_len": metadata.seq_len,
@@ -34,14 +35,21 @@ def model_config(
     }
     if settings.get("forward_dtype") == "auto":
         settings["forward_dtype"] = "bfloat16" if device.type == "cuda" else "float32"
-    if settings.get("fp8_passes") and device.type == "cuda":
-        found = torch.cuda.get_device_capability(device)
-        if found < CAPABILITY:
-            raise InputError(
-                f"arch.fp8_passes=true needs a GPU of compute capability {CAPABILITY[0]}.{CAPABILITY[1]} or more, and "
-                f"this one has {found[0]}.{found[1]}: leave it out"
-            )
+    if not training:
+        settings.pop("fp8_passes", None)
+    elif settings.get("fp8_passes"):
+        _check_fp8(device)
     return settings | kernels_on(device, settings)
+
+
+def _check_fp8(device: torch.device) -> None:
+    """`InputError` for a device without products in fp8."""
+    found = torch.cuda.get_device_capability(device) if device.type == "cuda" else None
+    if device.type not in ("cpu", "cuda") or (found is not None and found < CAPABILITY):
+        least, has = (".".join(map(str, version)) for version in (CAPABILITY, found or ("none",)))
+        raise InputError(
+            f"arch.fp8_passes=true needs a GPU of compute capability {least} or more, and {device} has {has}: leave it out"
+        )
 
 
 def kernels_on(device: torch.device, settings: dict[str, Any]) -> dict[str, str]:
@@ -63,6 +71,11 @@ def build_model(arch: ArchConfig, config: dict[str, Any], device: torch.device, 
             model = load_class(arch.name)(config)
         except ValidationError as error:
             raise InputError(describe(error, (), prefix="arch.")) from error
+        if config.get("fp8_passes") and not any(getattr(part, "fp8_passes", False) for part in model.modules()):
+            raise InputError(
+                "arch.fp8_passes=true finds no product to compute so: kernels have taken their place, or no width is a "
+                "multiple of 16; leave it out"
+            )
         head = load_class(arch.loss.name)(model, arch.loss.loss_type)
     return head.to(device)
 

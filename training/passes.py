@@ -4,7 +4,7 @@
     carry, metrics = differentiate(model, carry, batch, min_halt_steps, rows=768)
 
 A recursive model's pass is thousands of kernels, which a GPU may finish sooner than the host can name them. A CUDA
-graph names them all at once. It computes the same kernels in the same order, so the same numbers to the bit.
+graph names them all at once: the same kernels in the same order, on memory of its own, which no evaluation can use.
 """
 
 from __future__ import annotations
@@ -65,10 +65,15 @@ def check_can_record(device: torch.device, micro_batches: int) -> None:
 class GraphedPass:
     """`differentiate`, replayed from the fourth call at a depth on.
 
-    For one carry, of rows of one shape, and gradients that stay where they are. The carry that it returns is then
-    always the same, changed in place, and so are the rows that the puzzle table remembers. `InputError` where the pass
-    cannot be recorded.
+    For one carry, rows of one shape, and weights and gradients that stay where they are. The carry that it returns is
+    then always the same, changed in place, and so are the rows that the puzzle table remembers. `InputError` where the
+    pass cannot be recorded, RuntimeError for another carry or shape than was recorded.
     """
+
+    carry: ACTCarry
+    batch: dict[str, Tensor]
+    earliest: Tensor
+    addresses: list[int]
 
     def __init__(self, record: Callable[[Callable[[], None]], Callable[[], None]] = record):
         self.record = record
@@ -76,7 +81,7 @@ class GraphedPass:
         self._forget()
 
     def _forget(self) -> None:
-        """Let go of a graph and of the memory that is its own."""
+        """Let go of a graph and of what it has computed."""
         self.calls = 0
         self.replay: Callable[[], None] | None = None
         self.metrics: dict[str, Tensor] = {}
@@ -92,10 +97,10 @@ class GraphedPass:
         if self.calls <= WARM_UP:
             return differentiate(model, carry, batch, min_halt_steps, rows)
         if self.replay is None:
-            self._record(model, carry, batch, min_halt_steps, rows)
-        for held, value in zip(self.inputs, (*batch.values(), min_halt_steps), strict=True):
-            held.copy_(value)
-        assert self.replay is not None
+            self.replay = self._record(model, carry, batch, min_halt_steps, rows)
+        elif _addresses(carry) != self.addresses:
+            raise RuntimeError("a recorded step goes on from the carry that it returned, and from no other")
+        _copy({"min_halt_steps": min_halt_steps, **batch}, {"min_halt_steps": self.earliest, **self.batch})
         self.replay()
         if (table := model.model.puzzle_emb) is not None:
             table.touched += self.touched
@@ -103,21 +108,20 @@ class GraphedPass:
 
     def _record(
         self, model: ACTLossHead, carry: ACTCarry, batch: dict[str, Tensor], min_halt_steps: Tensor, rows: int
-    ) -> None:
+    ) -> Callable[[], None]:
         """Everything that a replay reads and writes exists from here on."""
-        self.carry = carry.clone()
-        held = {name: value.clone() for name, value in batch.items()}
-        earliest = min_halt_steps.clone()
-        self.inputs = (*held.values(), earliest)
+        self.carry, self.earliest = carry.clone(), min_halt_steps.clone()
+        self.batch = {name: value.clone() for name, value in batch.items()}
+        self.addresses = _addresses(self.carry)
 
         def step() -> None:
-            after, self.metrics = differentiate(model, self.carry, held, earliest, rows)
-            new = after.named_tensors()
-            for name, value in self.carry.named_tensors().items():
-                value.copy_(new[name])
+            after, self.metrics = differentiate(model, self.carry, self.batch, self.earliest, rows)
+            _copy(after.named_tensors(), self.carry.named_tensors())
 
         try:
-            self.replay = self.record(step)
+            replay = self.record(step)
+        except torch.OutOfMemoryError:
+            raise
         except RuntimeError as error:
             said = " ".join(str(error).split())[:200]
             raise InputError(
@@ -125,3 +129,17 @@ class GraphedPass:
             ) from error
         if (table := model.model.puzzle_emb) is not None:
             self.touched, table.touched = table.touched, []
+        return replay
+
+
+def _addresses(carry: ACTCarry) -> list[int]:
+    return [value.data_ptr() for value in carry.named_tensors().values()]
+
+
+def _copy(values: dict[str, Tensor], into: dict[str, Tensor]) -> None:
+    for name, held in into.items():
+        if held.shape != values[name].shape:
+            raise RuntimeError(
+                f"{name} has shape {tuple(values[name].shape)}, and {tuple(held.shape)} where the step was recorded"
+            )
+        held.copy_(values[name])

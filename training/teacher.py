@@ -142,7 +142,7 @@ def open_teacher(
                 f"{weights.path} was trained on {HASHES[key]} than data_paths=[{', '.join(map(str, paths))}] "
                 f"({key} differs): name the data of its run with data_paths=[...]"
             )
-    settings = model_config(recorded.arch, train_set.metadata, 1, dist.device)
+    settings = model_config(recorded.arch, train_set.metadata, 1, dist.device, training=False)
     model = build_model(recorded.arch, settings, dist.device)
     try:
         check_recordable(model.model)

@@ -64,7 +64,7 @@ def open_trained(config: EvaluateConfig, dist: Distributed) -> Trained:
         raise InputError(f"{weights.path} holds nothing but weights: say arch=trm (and its keys) and data_paths=[...]")
     dataset = _open_data(config, recorded)
     batch_size = config.eval_batch_size or _default_batch_size(recorded, dist)
-    settings = model_config(arch, dataset.metadata, max(1, batch_size // dist.world_size), dist.device)
+    settings = model_config(arch, dataset.metadata, max(1, batch_size // dist.world_size), dist.device, training=False)
     if weights.meta is not None:
         for key in SHAPING:
             if settings[key] != weights.meta["model_config"][key]:

@@ -22,6 +22,7 @@ class Model_ACTV2Config(ACTConfig):
     H_cycles: int = Field(1, gt=0)  # accepted for the configurations that name it; there are no cycles to repeat
     H_layers: int = Field(8, gt=0)
     no_ACT_continue: bool = False
+    passes_without_gradients: ClassVar[bool] = False
     trains_q_continue: ClassVar[bool] = False
     uneven_heads: ClassVar[bool] = True  # the published configuration has 12 heads
 

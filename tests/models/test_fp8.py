@@ -12,10 +12,11 @@ import torch.nn.functional as F
 import pretrain
 from datasets.common import InputError
 from datasets.puzzle_dataset import PuzzleDataset
+from models.kernels import Kernels
 from models.kernels.fp8 import LARGEST, fits, fp8_linear
 from models.layers import Block, ReasoningModule
 from tests.training.runs import TRM, build_sudoku_4x4, overrides
-from training.build import model_config
+from training.build import build_model, model_config
 from training.cli import run_cli
 from training.config import load_config
 
@@ -78,10 +79,15 @@ def test_what_is_refused_is_named(tmp_path: Path, monkeypatch: Any, capsys: pyte
     arguments = overrides(TRM, sudoku, tmp_path / "run", "arch.fp8_passes=true")
     assert run_cli(pretrain.main, [*arguments, "arch.forward_dtype=float32"]) == 2
     assert "arch.fp8_passes=true is for arch.forward_dtype=bfloat16, and this is float32" in capsys.readouterr().err
-    config = load_config("cfg_pretrain", arguments)
+    assert run_cli(pretrain.main, [*arguments, "arch=transformers_baseline", "~arch.L_layers", "~arch.L_cycles"]) == 2
+    assert "arch.fp8_passes=true has no meaning here, where all passes have gradients" in capsys.readouterr().err
+    assert run_cli(pretrain.main, [*arguments, "arch.forward_dtype=bfloat16", "arch.hidden_size=24"]) == 2
+    assert "arch.fp8_passes=true finds no product to compute so" in capsys.readouterr().err
+    config, metadata = load_config("cfg_pretrain", arguments), PuzzleDataset([str(sudoku)], "train").metadata
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 0))
-    with pytest.raises(InputError, match=r"compute capability 8.9 or more, and this one has 8.0: leave it out"):
-        model_config(config.arch, PuzzleDataset([str(sudoku)], "train").metadata, 8, torch.device("cuda"))
+    for device, has in (("cuda", "8.0"), ("mps", "none")):
+        with pytest.raises(InputError, match=rf"compute capability 8.9 or more, and {device} has {has}: leave it out"):
+            model_config(config.arch, metadata, 8, torch.device(device))
 
 
 def test_a_run_trains_with_it(tmp_path: Path, monkeypatch: Any) -> None:
@@ -98,3 +104,21 @@ def test_a_run_trains_with_it(tmp_path: Path, monkeypatch: Any) -> None:
     assert run_cli(pretrain.main, overrides(TRM, sudoku, tmp_path / "run", *more)) == 0
     # Two steps of one H-cycle without gradients: three applications of one layer with four products each.
     assert calls == 2 * 3 * 4
+
+
+def test_what_was_trained_with_it_is_evaluated_anywhere(tmp_path: Path) -> None:
+    sudoku = build_sudoku_4x4(tmp_path / "sudoku")
+    config = load_config("cfg_pretrain", overrides(TRM, sudoku, tmp_path / "run", "arch.fp8_passes=true"))
+    metadata = PuzzleDataset([str(sudoku)], "train").metadata
+    settings = model_config(config.arch, metadata, 8, torch.device("cpu"), training=False)
+    build_model(config.arch, settings, torch.device("cpu"))
+    with pytest.raises(InputError, match="this is float32"):
+        settings = model_config(config.arch, metadata, 8, torch.device("cpu"))
+        build_model(config.arch, settings, torch.device("cpu"))
+
+
+def test_products_of_kernels_are_left_to_them() -> None:
+    kernels = Kernels(gated_mlp=lambda x, gate_up, down: x)
+    level = ReasoningModule([Block(64, 2, 4, 1e-5, kernels=kernels)]).use_fp8_passes()
+    narrow = {name for name, part in level.named_modules() if getattr(part, "fp8_passes", False)}
+    assert narrow == {"layers.0.self_attn.qkv_proj", "layers.0.self_attn.o_proj"}

@@ -12,7 +12,7 @@ from torch import Tensor
 
 import pretrain
 from datasets.common import InputError
-from tests.training.runs import TRM, build_sudoku_4x4, overrides
+from tests.training.runs import TRM, build_sudoku_4x4, differences, overrides, whole_state
 from training.build import build_model, compile_levels
 from training.cli import run_cli
 from training.config import load_config
@@ -31,7 +31,7 @@ def sudoku(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 class Tape:
     """What a CUDA graph does, on the CPU: recording changes no tensor that was there, and a replay computes the same
-    into those that recording has made."""
+    into those that recording has made, and reads and writes where the others were then."""
 
     def __init__(self, state: TrainState):
         self.state = state
@@ -46,12 +46,14 @@ class Tape:
             rows = [] if table is None else [part for ids, rows in table.touched for part in (ids, rows.grad)]
             return [*own.metrics.values(), *rows]
 
+        places = self.places(own)
         before = [tensor.clone() for tensor in self.changed(own)]
         call()
         made, metrics, touched = outputs(), own.metrics, [] if table is None else table.touched
         self.put(self.changed(own), before)
 
         def replay() -> None:
+            assert self.places(own) == places
             earlier = [] if table is None else table.touched
             if table is not None:
                 table.touched = []
@@ -66,6 +68,11 @@ class Tape:
 
     def changed(self, own: GraphedPass) -> list[Tensor]:
         return [*own.carry.named_tensors().values(), *self.state.gradients.tensors]
+
+    def places(self, own: GraphedPass) -> list[int]:
+        model = self.state.model
+        read = [*own.batch.values(), own.earliest, *model.parameters(), *model.buffers()]
+        return [tensor.data_ptr() for tensor in [*read, *self.changed(own)]]
 
     @staticmethod
     def put(tensors: list[Tensor], values: list[Tensor]) -> None:
@@ -83,7 +90,11 @@ def run_of(sudoku: Path, tmp_path: Path, *more: str, device: str = "cpu") -> tup
 
 def trained(run: Any, state: TrainState) -> tuple[dict[str, Tensor], list[dict[str, Tensor]]]:
     """Weights and metrics after the run's steps."""
-    metrics = [train_step(run, state, batch) for batch in pretrain._batches(run, state)]
+    metrics = []
+    for batch in pretrain._batches(run, state):
+        given = {name: value.clone() for name, value in batch.items()}
+        metrics.append(train_step(run, state, batch))
+        assert same(given, batch)
     return {name: value.clone() for name, value in state.model.state_dict().items()}, metrics
 
 
@@ -111,15 +122,42 @@ def test_a_run_of_replays_is_the_plain_run_to_the_bit(
     assert tape.recorded == recorded
 
 
-def test_a_checkpoint_between_replays_has_the_carry_of_its_step(sudoku: Path, tmp_path: Path) -> None:
-    found = []
-    for graphed in (False, True):
-        run, state = run_of(sudoku, tmp_path, "max_steps=8")
-        if graphed:
-            state.differentiate = GraphedPass(Tape(state))
-        trained(run, state)
-        found.append(state.sharded()["carry"][1])
-    assert same(*found)
+def test_it_is_evaluated_saved_and_resumed_like_any_other(
+    sudoku: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments = ["max_steps=12", "eval_interval=1", "epochs=4", "checkpoint_interval=3", "keep_last=9"]
+    assert run_cli(pretrain.main, overrides(TRM, sudoku, tmp_path / "plain", *arguments)) == 0
+    tapes: list[Tape] = []
+
+    def graphed(*settings: Any) -> TrainState:
+        state = create_state(*settings)
+        tapes.append(Tape(state))
+        state.differentiate = GraphedPass(tapes[-1])
+        return state
+
+    monkeypatch.setattr(pretrain, "create_state", graphed)
+    assert run_cli(pretrain.main, overrides(TRM, sudoku, tmp_path / "graphed", *arguments)) == 0
+    again = [*arguments, f"resume={tmp_path / 'graphed/checkpoints/step_6'}"]
+    assert run_cli(pretrain.main, overrides(TRM, sudoku, tmp_path / "resumed", *again)) == 0
+    assert [tape.recorded for tape in tapes] == [1, 1]
+    for run, steps in (("graphed", (3, 6, 9, 12)), ("resumed", (9, 12))):
+        for step in steps:
+            assert differences(whole_state(tmp_path / "plain", step), whole_state(tmp_path / run, step)) == []
+
+
+def test_another_carry_or_shape_than_was_recorded_is_an_error(sudoku: Path, tmp_path: Path) -> None:
+    run, state = run_of(sudoku, tmp_path, f"max_steps={WARM_UP + 3}")
+    state.differentiate = GraphedPass(Tape(state))
+    *first, one, other = pretrain._batches(run, state)
+    for batch in first:
+        train_step(run, state, batch)
+    (carry,) = state.carries
+    state.carries = [carry.clone()]
+    with pytest.raises(RuntimeError, match="the carry that it returned"):
+        train_step(run, state, one)
+    state.carries = [carry]
+    with pytest.raises(RuntimeError, match=r"inputs has shape \(1, 16\), and \(8, 16\)"):
+        state.differentiate(state.model, carry, {key: value[:1] for key, value in other.items()}, carry.steps, 8)
 
 
 def test_what_cannot_be_recorded_is_named_with_the_remedy(sudoku: Path, tmp_path: Path) -> None:
@@ -147,10 +185,14 @@ def test_it_is_refused_where_it_has_no_meaning(
 @pytest.mark.parametrize("more", [(), (DEEPENING,)])
 def test_a_cuda_graph_computes_what_the_plain_pass_does(sudoku: Path, tmp_path: Path, more: tuple[str, ...]) -> None:
     found = []
-    for graph in ("false", "true"):
+    for graph in ("false", "false", "true"):
         run, state = run_of(sudoku, tmp_path, "max_steps=14", f"cuda_graph={graph}", *more, device="cuda")
         compile_levels(state.model)
         found.append(trained(run, state))
-    (weights, metrics), (again, replayed) = found
-    assert same(weights, again)
-    assert all(same(one, other) for one, other in zip(metrics, replayed, strict=True))
+    plain, again, graphed = (torch.cat([value.flatten().double() for value in w.values()]) for w, _ in found)
+    # The plain pass itself may differ from run to run in what the order of a sum decides.
+    assert (graphed - plain).abs().max() <= 1e-5 + 10 * (again - plain).abs().max()
+    assert all(
+        float(a["loss"]) == pytest.approx(float(b["loss"]), rel=1e-3)
+        for a, b in zip(found[0][1], found[2][1], strict=True)
+    )

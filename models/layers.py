@@ -185,11 +185,10 @@ class ReasoningModule(nn.Module):
 
     def use_fp8_passes(self) -> ReasoningModule:
         """The same with `CastedLinear.fp8_passes` wherever a matrix is of a size that fits and no kernel's."""
-        by_kernels = {
-            map_ for part in self.modules() if isinstance(part, SwiGLU) and part.fused for map_ in part.children()
-        }
+        fused = [part for part in self.modules() if isinstance(part, SwiGLU) and part.fused is not None]
+        of_kernels = {module for part in fused for module in part.children()}
         for module in self.modules():
-            if isinstance(module, CastedLinear) and module not in by_kernels:
+            if isinstance(module, CastedLinear) and module not in of_kernels:
                 module.fp8_passes = fits(*module.weight.shape)
         return self
 

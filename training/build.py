@@ -48,7 +48,8 @@ def _check_fp8(device: torch.device) -> None:
     if device.type not in ("cpu", "cuda") or (found is not None and found < CAPABILITY):
         least, has = (".".join(map(str, version)) for version in (CAPABILITY, found or ("none",)))
         raise InputError(
-            f"arch.fp8_passes=true needs a GPU of compute capability {least} or more, and {device} has {has}: leave it out"
+            f"arch.fp8_passes=true needs a GPU of compute capability {least} or more, and {device} has {has}: "
+            "leave it out"
         )
 
 

@@ -192,7 +192,5 @@ def test_a_cuda_graph_computes_what_the_plain_pass_does(sudoku: Path, tmp_path: 
     plain, again, graphed = (torch.cat([value.flatten().double() for value in w.values()]) for w, _ in found)
     # The plain pass itself may differ from run to run in what the order of a sum decides.
     assert (graphed - plain).abs().max() <= 1e-5 + 10 * (again - plain).abs().max()
-    assert all(
-        float(a["loss"]) == pytest.approx(float(b["loss"]), rel=1e-3)
-        for a, b in zip(found[0][1], found[2][1], strict=True)
-    )
+    losses = [[float(figures["loss"]) for figures in metrics] for _, metrics in found]
+    assert losses[2] == pytest.approx(losses[0], rel=1e-3)

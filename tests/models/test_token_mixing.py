@@ -114,6 +114,15 @@ def test_sums_of_weight_gradients_do_not_depend_on_the_number_of_programs(monkey
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
 
 
+def test_weights_may_have_any_dtype_and_their_gradients_have_it() -> None:
+    block, x = block_and_input(2, 18, 20, HALF)
+    along = torch.randn(x.shape, device=DEVICE)
+    single, half = results(fused, x, block, along), results(fused, x, block.to(HALF), along)
+    assert [z.dtype for z in half] == [HALF] * 4
+    for own, other in zip(half, single, strict=True):
+        assert error(own, other) < 3e-3  # of rounding the result: products take the weights in the dtype of x anyway
+
+
 def test_a_block_and_a_compiled_block_may_use_it() -> None:
     """With the same weights under the same names; tracing sees one operation, forwards and backwards."""
     plain_block, x = block_and_input(2, 18, 64, torch.float32)

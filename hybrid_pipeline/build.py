@@ -22,7 +22,7 @@ from training.checkpoint import load_checkpoint, resolve_checkpoint
 from training.config import validate_config
 from training.distributed import Distributed, FlatGradients
 from training.ema import EMA
-from training.manifest import read_manifest
+from training.manifest import Manifest, read_manifest
 from training.optim import build_optimizers
 from training.same_run import check_kind
 from training.state import TrainState, puzzle_optimizer
@@ -74,17 +74,27 @@ def start_from(model: ACTLossHead, checkpoint: str) -> None:
     load_weights(model, weights | own, checkpoint)
 
 
-def open_trained_hybrid(checkpoint: str) -> tuple[ACTLossHead, Encoder, int]:
-    """A trained model on the CPU with its averaged weights where it has them, its language model, and its seed."""
+def open_recorded(checkpoint: str) -> tuple[Path, Manifest, HybridTrainConfig]:
+    """The checkpoint that a run's folder or a checkpoint's stands for, its manifest and the run's configuration."""
     path = resolve_checkpoint(checkpoint)
     check_kind(path, KIND)
     manifest = read_manifest(path)
-    config = validate_config(HybridTrainConfig, manifest.meta["config"], CONFIG)
-    model = build_hybrid(config, manifest.meta["model_config"], torch.device("cpu"))
+    return path, manifest, validate_config(HybridTrainConfig, manifest.meta["config"], CONFIG)
+
+
+def trained_model(path: Path, manifest: Manifest, config: HybridTrainConfig, device: torch.device) -> ACTLossHead:
+    """The model of `open_recorded` in evaluation mode, with its averaged weights where it has them."""
+    model = build_hybrid(config, manifest.meta["model_config"], device)
     groups = ["model", "ema"] if config.ema else ["model"]
     found = load_checkpoint(path, groups=groups).groups
     model.load_state_dict(found["model"] | found.get("ema", {}))
-    return model.eval(), encoder_of(config), config.seed
+    return model.eval()
+
+
+def open_trained_hybrid(checkpoint: str) -> tuple[ACTLossHead, Encoder, int]:
+    """A trained model on the CPU, its language model, and its seed."""
+    path, manifest, config = open_recorded(checkpoint)
+    return trained_model(path, manifest, config, torch.device("cpu")), encoder_of(config), config.seed
 
 
 def create_state(model: ACTLossHead, config: HybridTrainConfig, dist: Distributed) -> TrainState:

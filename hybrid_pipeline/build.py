@@ -10,11 +10,12 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 
 from datasets.common import InputError
+from hybrid_pipeline.coarse_to_fine import HybridHierarchicalModel
 from hybrid_pipeline.instructed import instructed_grids
 from hybrid_pipeline.larc import larc_tasks
 from hybrid_pipeline.llm import Encoder, LanguageModel, TextStates, encode_cached, open_encoder
 from hybrid_pipeline.model import HybridTRMModel
-from hybrid_pipeline.schema import CONFIG, KIND, HybridTrainConfig, LarcSection
+from hybrid_pipeline.schema import COARSE_TO_FINE, CONFIG, KIND, TRM, HybridTrainConfig, LarcSection
 from hybrid_pipeline.text_rows import TextData
 from models.losses import ACTLossHead
 from training.build import load_weights
@@ -28,6 +29,7 @@ from training.same_run import check_kind
 from training.state import TrainState, puzzle_optimizer
 from training.weights import read_weights
 
+MODELS: dict[str, type[HybridTRMModel]] = {TRM: HybridTRMModel, COARSE_TO_FINE: HybridHierarchicalModel}
 ADAPTER = "model.inner.text."  # the adapter's weights in a checkpoint
 
 
@@ -59,9 +61,11 @@ def build_hybrid(config: HybridTrainConfig, settings: dict[str, Any], device: to
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         try:
-            model = HybridTRMModel(settings | config.hybrid.model_dump())
+            model = MODELS[config.arch.name](settings | config.hybrid.model_dump())
         except ValidationError as error:
-            raise InputError(f"hybrid: {'; '.join(part['msg'] for part in error.errors())}") from error
+            raise InputError(
+                f"hybrid: {'; '.join(part['msg'].removeprefix('Value error, ') for part in error.errors())}"
+            ) from error
     return ACTLossHead(model, config.arch.loss.loss_type).to(device)
 
 

@@ -79,7 +79,8 @@ class DescribeConfig(RunConfig):
     def _combinations(self) -> DescribeConfig:
         if self.word_steps >= self.max_steps:
             raise ValueError(
-                f"word_steps={self.word_steps} leaves none of max_steps={self.max_steps} to the language model: lower it"
+                f"word_steps={self.word_steps} leaves none of max_steps={self.max_steps} to the language model"
+                ": lower it"
             )
         if self.identify_rows == 1:
             raise ValueError("identify_rows=1: the control takes the prefix of another row; give 0 or at least 2")

@@ -25,7 +25,7 @@ from datasets.common import InputError
 from hybrid_pipeline.adapters.latent_to_text import LatentAdapterConfig, LatentToTextAdapter
 from hybrid_pipeline.adapters.vae_adapter import beta_at, with_free_bits
 from hybrid_pipeline.describe_schema import DescribeConfig
-from hybrid_pipeline.descriptions import Listener, sentence_table, train_rows
+from hybrid_pipeline.descriptions import Listener, rows_to_train, sentence_table
 from hybrid_pipeline.latents import check_level, level_lengths
 from hybrid_pipeline.speaker import Said, Speaker
 from hybrid_pipeline.telling import Teller
@@ -57,7 +57,9 @@ def build_teller(config: DescribeConfig, listener: Listener, speaker: Speaker) -
             **own,
         )
     except ValidationError as error:
-        raise InputError(f"adapter: {'; '.join(part['msg'] for part in error.errors())}") from error
+        raise InputError(
+            f"adapter: {'; '.join(part['msg'].removeprefix('Value error, ') for part in error.errors())}"
+        ) from error
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         adapter = LatentToTextAdapter(settings)
@@ -92,7 +94,7 @@ class Trainer:
         self.optimizers = build_optimizers(config, self.adapter)
         self.ema = EMA(dict(self.adapter.named_parameters()), config.ema_rate)
         self.words = Words(teller.speaker, teller.said(sentence_table(held_out=False).reshape(-1)))
-        self.rows = train_rows(listener.data, config.latent_rows, config.seed)
+        self.rows = rows_to_train(listener.data, config.latent_rows, config.seed)
         self.latents, self.mask = listener.latents(self.rows, teller.level)
         self._noise = SlotNoise(config.seed, NOISE_STREAM, listener.device)
 

@@ -2,10 +2,10 @@
 
 A trained hybrid model is told a sentence and works on a grid; from its last z_H another sentence of the same meaning is
 to be said. Never the one it was told, in training as in testing, so that copying words is of no use. Test grids are
-none of the training grids, and in the set `unseen` neither the sentence told nor the one to be said was ever trained on.
+none of the training grids, and in the set `unseen` neither the sentence told nor the one to be said was trained on.
 
     listener = open_listener("runs/hybrid", device)
-    rows = train_rows(listener.data, 20000, seed=0)
+    rows = rows_to_train(listener.data, 20000, seed=0)
     z, mask = listener.latents(rows)
 """
 
@@ -114,22 +114,22 @@ def open_listener(checkpoint: str, device: torch.device) -> Listener:
     states, identity = read_sentences(config, data)
     if identity != manifest.meta["llm"]:
         raise InputError(
-            f"checkpoint={checkpoint} heard {manifest.meta['llm']}, and llm.model={config.llm.model} is now {identity}: "
-            "install the same model"
+            f"checkpoint={checkpoint} heard {manifest.meta['llm']}, and llm.model={config.llm.model} is now "
+            f"{identity}: install the same model"
         )
     model = trained_model(path, manifest, config, device)
     model.model.inner.read(states)
     return Listener(model, data, device, path, manifest.step)
 
 
-def train_rows(data: TextData, count: int, seed: int) -> ToldRows:
+def rows_to_train(data: TextData, count: int, seed: int) -> ToldRows:
     """The first `count` training grids, each told one of its training sentences. `InputError` where there are fewer."""
     if count > len(data.train.texts):
         raise InputError(f"latent_rows={count}: the checkpoint's data has {len(data.train.texts)} training grids")
     return _told(data.train, count, False, _draws(seed, HEARD_STREAM, 0))
 
 
-def test_rows(data: TextData, name: str, count: int | None) -> tuple[ToldRows, NDArray[np.int64]]:
+def rows_to_test(data: TextData, name: str, count: int | None) -> tuple[ToldRows, NDArray[np.int64]]:
     """The first `count` rows of a test set, null: all; and the wording of each that is to be said. The same whatever
     is trained, and however many are asked for."""
     rows, draws = data.test[name], _draws(data.seed, TEST_STREAM, 0)

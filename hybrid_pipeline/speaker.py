@@ -1,6 +1,6 @@
 """A frozen causal language model that says a description after a soft prefix, or after nothing.
 
-What it reads is ``[start] [prefix] [description]``; what it is scored on are the description's tokens and no others, the
+What it reads is ``[start] [prefix] [description]``. It is scored on the description's tokens and on no others, the
 first of which follows the prefix. Descriptions are padded on the right, where causal attention never looks, so no mask
 is needed. Gradients go through it to the prefix; its own weights get none.
 
@@ -11,7 +11,9 @@ is needed. Gradients go through it to the prefix; its own weights get none.
 
 from __future__ import annotations
 
+import copy
 import hashlib
+import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -85,7 +87,7 @@ class Speaker:
         raise TypeError(f"{type(self).__name__} does not say where a text ends")
 
     def losses(self, prefix: Tensor | None, said: Said) -> Tensor:
-        """Nats of every token, fp32 [batch, tokens], zero where there is none, after prefix [batch, K, width] or none."""
+        """Nats of every token after prefix [batch, K, width] or none: fp32 [batch, tokens], zero for padding."""
         before = self._opening(prefix, len(said))
         read = torch.cat((before, self._embed(said.ids[:, :-1])), dim=1)
         states, _ = self.body(read)
@@ -141,8 +143,6 @@ def _up_to(ids: Sequence[int], ends: set[int]) -> list[int]:
 
 def _repeated(past: Any, times: int) -> Any:
     """What was read once, for so many continuations; the original stays as it is."""
-    import copy
-
     past = copy.deepcopy(past)
     if isinstance(past, Tensor):
         return past.repeat_interleave(times, 0)
@@ -157,12 +157,12 @@ class _StubBody(nn.Module):
         super().__init__()
         draws = torch.Generator().manual_seed(0)
         self.mix = nn.Parameter(torch.randn(width, width, generator=draws) / width**0.5, requires_grad=False)
-        self.out = nn.Parameter(torch.randn(width, width, generator=draws) / width**0.5, requires_grad=False)
+        self.out = nn.Parameter(3 * torch.randn(width, width, generator=draws) / width**0.5, requires_grad=False)
 
     def forward(self, embeddings: Tensor, past: Any = None, keep: bool = False) -> tuple[Tensor, Any]:
         read = embeddings if past is None else torch.cat((past, embeddings), dim=1)
         place = torch.arange(read.shape[1], dtype=torch.float32)
-        weight = (0.8 ** (place.unsqueeze(1) - place)).tril()
+        weight = (0.95 ** (place.unsqueeze(1) - place)).tril()
         states = (
             embeddings + torch.tanh(weight @ (read @ self.mix))[:, read.shape[1] - embeddings.shape[1] :] @ self.out
         )
@@ -192,10 +192,13 @@ class StubSpeaker(Speaker):
 class _TransformersBody:
     def __init__(self, model: Any):
         self.model = model
+        # The argument has had another name since transformers 5.24, which the old one is to disappear after.
+        takes = inspect.signature(model.forward).parameters
+        self.past_name = "cache" if "cache" in takes else "past_key_values"
 
     def __call__(self, embeddings: Tensor, past: Any = None, keep: bool = False) -> tuple[Tensor, Any]:
-        caching = keep or past is not None
-        found = self.model(inputs_embeds=embeddings, past_key_values=past, use_cache=caching)
+        before = {} if past is None else {self.past_name: past}
+        found = self.model(inputs_embeds=embeddings, use_cache=keep or past is not None, **before)
         return found.last_hidden_state, found.past_key_values if keep else None
 
 

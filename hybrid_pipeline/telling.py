@@ -34,7 +34,7 @@ from hybrid_pipeline.descriptions import (
     Listener,
     ToldRows,
     other_rows,
-    test_rows,
+    rows_to_test,
 )
 from hybrid_pipeline.instructed import UNSEEN
 from hybrid_pipeline.rules import INSTANCES
@@ -69,7 +69,7 @@ def evaluate(teller: Teller, listener: Listener, config: DescribeConfig) -> tupl
     """Figures by name, and for the record the scores, the answers and some of what was said."""
     figures: dict[str, float] = {}
     for name in listener.data.test:
-        rows, wording = test_rows(listener.data, name, config.eval_rows)
+        rows, wording = rows_to_test(listener.data, name, config.eval_rows)
         prefix, kl = teller.prefix(*listener.latents(rows, teller.level))
         untold, _ = teller.prefix(*listener.latents(rows, teller.level, silent=True))
         said = teller.said(rows.sentences[rows.instance, wording])
@@ -79,7 +79,7 @@ def evaluate(teller: Teller, listener: Listener, config: DescribeConfig) -> tupl
             figures |= {f"{name}/{key}": value for key, value in Collapse(kl.mean(0)).figures().items()}
     details: dict[str, Any] = {}
     if config.identify_rows:
-        rows, wording = test_rows(listener.data, UNSEEN, config.identify_rows)
+        rows, wording = rows_to_test(listener.data, UNSEEN, config.identify_rows)
         prefix, kl = teller.prefix(*listener.latents(rows, teller.level))
         told, details = identify(teller, rows, wording, prefix, config.seed)
         figures |= {f"{UNSEEN}/{key}": value for key, value in told.items()}

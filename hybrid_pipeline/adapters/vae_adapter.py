@@ -1,4 +1,5 @@
-"""A Gaussian bottleneck between what was read off the latents and the prefix that says it (a β-VAE's, Higgins et al. 2017).
+"""A Gaussian bottleneck between what was read off the latents and the prefix that says it, as in a β-VAE
+(Higgins et al. 2017).
 
 With text as what is to be reconstructed this is the variational information bottleneck (Alemi et al. 2017): the loss
 of a description is ``-log p(text | w) + β KL(q(w | latents) || N(0, I))``, both terms in nats a description, the first
@@ -30,7 +31,7 @@ def gaussian_kl(mean: Tensor, log_variance: Tensor) -> Tensor:
 
 
 def with_free_bits(kl: Tensor, free_bits: float) -> Tensor:
-    """What a description is charged for kl [batch, dimensions]: the sum of the batch's means, none below `free_bits`."""
+    """What a description is charged for kl [batch, dimensions]: means over rows, none below `free_bits`, summed."""
     return kl.mean(0).clamp_min(free_bits).sum()
 
 

@@ -4,9 +4,10 @@ The loss of a row is that of its description in nats, the sum over its tokens, p
 where there is one (see `hybrid_pipeline.adapters.vae_adapter`): both in nats a description.
 
 A run's first steps do without the language model's body. They ask the prefix for the words of the description in any
-order: the loss is that of the description's tokens under a softmax, over the words of all training sentences, of how
-alike the mean of the prefix and the model's own embeddings of those words are. Reading latents takes tens of thousands
-of rows to learn, and such a step costs a hundredth of one through the language model.
+order: every token of the prefix is a distribution over the words of all training sentences, by how near it lies to the
+model's own embeddings of them, the prefix is their mixture, and the loss is that of the description's tokens under it.
+Reading latents takes tens of thousands of rows to learn, such a step costs a fiftieth of one through the language
+model, and a prefix that lies near words is one that the model can already read.
 
     trainer = Trainer(teller, listener, config)
     metrics = trainer.train_step()
@@ -14,6 +15,7 @@ of rows to learn, and such a step costs a hundredth of one through the language 
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -39,7 +41,7 @@ from training.state import load_optimizer_tensors, optimizer_tensors
 
 GROUPS = ("model", "optim", "ema")
 NOISE_STREAM = 334  # tells these draws from all others
-SHARPNESS = 20.0  # of the words' softmax: a cosine of 1 is so many nats
+SHARPNESS = 30.0  # of the words' softmax: a cosine of 1 is so many nats
 
 
 def build_teller(config: DescribeConfig, listener: Listener, speaker: Speaker) -> Teller:
@@ -73,12 +75,13 @@ class Words:
     def __init__(self, speaker: Speaker, said: Said):
         self.tokens = said.ids[said.mask].unique()
         vectors = speaker.embeddings[self.tokens].float()
-        self.directions = F.normalize(vectors - vectors.mean(0), dim=1)
+        self.mean = vectors.mean(0)
+        self.directions = F.normalize(vectors - self.mean, dim=1)
 
     def losses(self, prefix: Tensor, said: Said) -> Tensor:
         """Nats of each description's tokens in any order, fp32 [batch]: a sum over its tokens."""
-        likeness = F.normalize(prefix.mean(1), dim=1) @ self.directions.T
-        nats = -(SHARPNESS * likeness).log_softmax(-1)
+        likeness = F.normalize(prefix - self.mean, dim=-1) @ self.directions.T
+        nats = math.log(prefix.shape[1]) - (SHARPNESS * likeness).log_softmax(-1).logsumexp(1)
         places = torch.searchsorted(self.tokens, said.ids.contiguous()).clamp_max(len(self.tokens) - 1)
         return (nats.gather(1, places) * said.mask).sum(1)
 

@@ -204,8 +204,9 @@ def test_words_are_scored_in_any_order() -> None:
     prefix[1] = prefix[0]
     nats = words.losses(prefix, said)
     assert nats[0].item() == pytest.approx(nats[1].item(), rel=1e-5)
-    aimed = words.directions[torch.searchsorted(words.tokens, said.ids[2, 0])].expand(1, 2, -1)
-    assert words.losses(aimed, said[2:])[0] < 0.1
+    place = torch.searchsorted(words.tokens, said.ids[2, 0])
+    aimed = speaker.embeddings[words.tokens[place]].expand(1, 2, -1)
+    assert words.losses(aimed, said[2:])[0] < 0.1, "the embeddings of a word say that word"
 
 
 def test_a_said_text_is_known_by_its_sentence() -> None:

@@ -61,7 +61,7 @@ class DescribeConfig(RunConfig):
     adapter: AdapterSection
 
     latent_rows: int = Field(ge=1)
-    """training grids whose latents are read, once, before the first step, and kept in memory"""
+    """rows, of all training grids in turn, whose latents are computed once and kept in memory"""
     word_steps: int = Field(ge=0)
     """first steps, which ask the prefix for the description's words in any order, without the language model's body"""
     word_batch_size: int = Field(ge=1)

@@ -123,17 +123,15 @@ def open_listener(checkpoint: str, device: torch.device) -> Listener:
 
 
 def rows_to_train(data: TextData, count: int, seed: int) -> ToldRows:
-    """The first `count` training grids, each told one of its training sentences. `InputError` where there are fewer."""
-    if count > len(data.train.texts):
-        raise InputError(f"latent_rows={count}: the checkpoint's data has {len(data.train.texts)} training grids")
-    return _told(data.train, count, False, _draws(seed, HEARD_STREAM, 0))
+    """So many rows, of all training grids in turn, each told one of its training sentences."""
+    return _told(data.train, np.arange(count) % len(data.train.texts), False, _draws(seed, HEARD_STREAM, 0))
 
 
 def rows_to_test(data: TextData, name: str, count: int | None) -> tuple[ToldRows, NDArray[np.int64]]:
     """The first `count` rows of a test set, null: all; and the wording of each that is to be said. The same whatever
     is trained, and however many are asked for."""
     rows, draws = data.test[name], _draws(data.seed, TEST_STREAM, 0)
-    told = _told(rows, len(rows.texts), name == UNSEEN, draws)
+    told = _told(rows, np.arange(len(rows.texts)), name == UNSEEN, draws)
     said = _another(told.heard, told.sentences.shape[1], draws)
     kept = slice(0, count)
     parts = {key: getattr(told, key)[kept] for key in ("inputs", "labels", "instance", "heard")}
@@ -154,12 +152,12 @@ def other_rows(count: int, seed: int) -> NDArray[np.int64]:
     return other
 
 
-def _told(rows: TextRows, count: int, held_out: bool, draws: np.random.Generator) -> ToldRows:
+def _told(rows: TextRows, chosen: NDArray[np.int64], held_out: bool, draws: np.random.Generator) -> ToldRows:
     table = sentence_table(held_out)
     instance_of = {first: instance for instance, first in enumerate(table[:, 0].tolist())}
-    instance = np.array([instance_of[texts[0]] for texts in rows.texts[:count]])
-    heard = draws.integers(table.shape[1], size=count)
-    return ToldRows(rows.inputs[:count], rows.labels[:count], instance, heard, held_out)
+    instance = np.array([instance_of[rows.texts[row][0]] for row in chosen])
+    heard = draws.integers(table.shape[1], size=len(chosen))
+    return ToldRows(rows.inputs[chosen], rows.labels[chosen], instance, heard, held_out)
 
 
 def _another(heard: NDArray[np.int64], wordings: int, draws: np.random.Generator) -> NDArray[np.int64]:

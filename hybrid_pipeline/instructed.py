@@ -14,6 +14,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
 from datasets.arc import Task
 from datasets.common import InputError
@@ -108,6 +109,18 @@ def _most_probable(grid: Grid) -> float:
         for key in changed:
             chances[key] += 1 / (len(outputs) * len(changed))  # type: ignore[assignment]
     return max(chances.values())
+
+
+def instance_odds(grid: Grid, made: Grid) -> NDArray[np.float64]:
+    """Of each of the `INSTANCES`, how likely it is to have made `made` of `grid` by the rule of drawing; 0 for those
+    that make something else."""
+    odds = np.zeros(len(INSTANCES))
+    for rule in RULES:
+        able = [found for found in INSTANCES_OF[rule] if not np.array_equal(found.apply(grid), grid)]
+        for found in able:
+            if np.array_equal(found.apply(grid), made):
+                odds[INSTANCES.index(found)] = 1 / len(able)
+    return odds / max(odds.sum(), np.finfo(np.float64).tiny)
 
 
 def _draw(

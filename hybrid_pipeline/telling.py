@@ -9,7 +9,8 @@ a token under the row's prefix, and the instance with the lowest is the answer, 
 must be right as well or at least not decide; chance is 1/15 for a rule and 1/125 for an instance where all are as
 likely. ``shuffled`` asks another row's prefix. ``gain`` chooses by how much the prefix lowers the loss of the whole
 sentence below that without a prefix, which takes away that some sentences are likelier than others to begin with
-(pointwise mutual information, Holtzman et al. 2021).
+(pointwise mutual information, Holtzman et al. 2021). ``grids`` needs no latents: it is what input and right answer say
+to one who knows the rules.
 
     figures, details = evaluate(teller, listener, config)
 """
@@ -36,8 +37,9 @@ from hybrid_pipeline.descriptions import (
     other_rows,
     rows_to_test,
 )
-from hybrid_pipeline.instructed import UNSEEN
-from hybrid_pipeline.rules import INSTANCES
+from hybrid_pipeline.grids import crop_grid_from_eos
+from hybrid_pipeline.instructed import UNSEEN, instance_odds
+from hybrid_pipeline.rules import INSTANCES, RULES
 from hybrid_pipeline.speaker import Said, Speaker
 
 MAX_SAID = 24  # tokens; the longest description has 18
@@ -127,7 +129,7 @@ def identify(
         "_gain_shuffled": (nats - before)[other].argmin(1),
         "_none": (before / lengths).argmin(1),
     }
-    figures: dict[str, float] = {"identified_rows": len(rows)}
+    figures: dict[str, float] = {"identified_rows": len(rows)} | _from_grids(rows)
     for name, answer in answers.items():
         figures |= _accuracy(f"rule{name}", RULE_OF_INSTANCE[answer] == RULE_OF_INSTANCE[rows.instance])
         figures |= _accuracy(f"instance{name}", answer == rows.instance)
@@ -146,6 +148,16 @@ def identify(
         "answer_gain": answers["_gain"].tolist(),
     }
     return figures, details
+
+
+def _from_grids(rows: ToldRows) -> dict[str, float]:
+    """What one would tell who sees input and right answer and knows how rows are drawn: latents may hold no more."""
+    pairs = [(crop_grid_from_eos(a), crop_grid_from_eos(b)) for a, b in zip(rows.inputs, rows.labels, strict=True)]
+    odds = np.stack([instance_odds(grid, made) for grid, made in pairs])
+    of_rule = np.stack([odds[:, rule == RULE_OF_INSTANCE].sum(1) for rule in range(len(RULES))], axis=1)
+    return _accuracy("rule_grids", of_rule.argmax(1) == RULE_OF_INSTANCE[rows.instance]) | _accuracy(
+        "instance_grids", odds.argmax(1) == rows.instance
+    )
 
 
 def _scores(teller: Teller, prefix: Tensor | None, numbers: NDArray[np.int64]) -> NDArray[np.float64]:

@@ -23,7 +23,7 @@ from hybrid_pipeline.descriptions import (
     rows_to_train,
     sentence_table,
 )
-from hybrid_pipeline.instructed import SEEN, UNSEEN
+from hybrid_pipeline.instructed import SEEN, UNSEEN, instance_odds
 from hybrid_pipeline.rules import INSTANCES
 from hybrid_pipeline.speaker import Said, StubSpeaker, open_speaker
 from hybrid_pipeline.telling import evaluate, meaning
@@ -149,6 +149,8 @@ def test_no_row_says_what_it_was_told(listener: Listener) -> None:
         some, some_said = rows_to_test(listener.data, name, 4)
         assert np.array_equal(some.told, rows.told[:4]) and np.array_equal(some_said, said[:4])
     rows = rows_to_train(listener.data, 32, seed=0)
+    more = rows_to_train(listener.data, 130, seed=0)
+    assert np.array_equal(more.inputs[:2], more.inputs[128:]) and not np.array_equal(more.told[:64], more.told[64:128])
     chosen, said = rows.other_wordings(0, 5, 2000)
     assert (said != rows.heard[chosen]).all() and set(said.tolist()) == set(range(14))
     assert np.array_equal(chosen, rows.other_wordings(0, 5, 2000)[0])
@@ -169,6 +171,19 @@ def test_latents_depend_on_what_was_told(listener: Listener) -> None:
     (z, mask), (silent, _) = listener.latents(rows), listener.latents(rows, silent=True)
     assert z.shape == (len(rows), 16, 16) and torch.equal(mask, torch.from_numpy(rows.inputs != 0))
     assert ((z - silent).abs().amax((1, 2)) > 0).all()
+
+
+def test_what_the_grids_alone_say() -> None:
+    grid = np.array([[1, 2], [0, 0]], np.uint8)
+    odds = instance_odds(grid, np.array([[1, 2], [1, 2]], np.uint8))
+    told = {f"{found.rule} {found.arguments[0][1]}": odds[n] for n, found in enumerate(INSTANCES) if odds[n] > 0}
+    assert set(told) == {"copy_edge top", "symmetric top"} and odds.sum() == pytest.approx(1)
+    # Of four copies that change the grid, and of three that are symmetric: the other sides leave less to be chosen.
+    changes = [
+        f.rule for f in INSTANCES if f.rule in ("copy_edge", "symmetric") and not np.array_equal(f.apply(grid), grid)
+    ]
+    expected = 1 / changes.count("copy_edge") / (1 / changes.count("copy_edge") + 1 / changes.count("symmetric"))
+    assert told["copy_edge top"] == pytest.approx(expected)
 
 
 def test_another_row_is_another_row() -> None:
@@ -220,7 +235,6 @@ def test_a_said_text_is_known_by_its_sentence() -> None:
         ("checkpoint=nowhere", "nowhere"),
         ("word_steps=4", "word_steps=4"),
         ("identify_rows=1", "identify_rows=1"),
-        ("latent_rows=1000", "latent_rows=1000"),
         ("adapter.level=1", "level=1"),
         ("adapter.pooling_heads=3", "pooling_heads=3"),
         ("adapter.vae_betta=1", "adapter.vae_beta"),

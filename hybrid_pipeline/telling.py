@@ -70,6 +70,7 @@ class Teller:
 def evaluate(teller: Teller, listener: Listener, config: DescribeConfig) -> tuple[dict[str, float], dict[str, Any]]:
     """Figures by name, and for the record the scores, the answers and some of what was said."""
     figures: dict[str, float] = {}
+    details: dict[str, Any] = {"kl": {}}
     for name in listener.data.test:
         rows, wording = rows_to_test(listener.data, name, config.eval_rows)
         prefix, kl = teller.prefix(*listener.latents(rows, teller.level))
@@ -79,18 +80,19 @@ def evaluate(teller: Teller, listener: Listener, config: DescribeConfig) -> tupl
         figures |= {f"{name}/{key}": value for key, value in found.items()}
         if kl is not None:
             figures |= {f"{name}/{key}": value for key, value in Collapse(kl.mean(0)).figures().items()}
-    details: dict[str, Any] = {}
+            details["kl"][name] = kl.mean(0).tolist()
     if config.identify_rows:
         rows, wording = rows_to_test(listener.data, UNSEEN, config.identify_rows)
-        prefix, kl = teller.prefix(*listener.latents(rows, teller.level))
-        told, details = identify(teller, rows, wording, prefix, config.seed)
+        prefix, _ = teller.prefix(*listener.latents(rows, teller.level))
+        told, answers = identify(teller, rows, wording, prefix, config.seed)
         figures |= {f"{UNSEEN}/{key}": value for key, value in told.items()}
-        details["kl"] = None if kl is None else kl.mean(0).tolist()
+        details |= answers
     return figures, details
 
 
 def losses(teller: Teller, said: Said, prefix: Tensor, untold: Tensor, config: DescribeConfig) -> dict[str, float]:
-    """Nats a token of what the rows should say, under the prefix and the controls."""
+    """Nats a token of what the rows should say, under the prefix and the controls; how far each control lies ``above``,
+    and the standard error of that over rows."""
     other = torch.from_numpy(other_rows(len(said), config.seed)).to(prefix.device)
     tokens = float(said.mask.sum())
     controls: dict[str, Tensor | None] = {
@@ -100,7 +102,13 @@ def losses(teller: Teller, said: Said, prefix: Tensor, untold: Tensor, config: D
         "loss_none": None,
     }
     found = {key: _row_nats(teller, used, said, config.eval_batch_size) for key, used in controls.items()}
-    return {key: float(nats.sum()) / tokens for key, nats in found.items()} | {"tokens": tokens, "rows": len(said)}
+    figures = {key: float(nats.sum()) / tokens for key, nats in found.items()}
+    for key, nats in found.items():
+        if key != "loss":
+            above = nats - found["loss"]
+            figures[f"{key}_above"] = float(above.sum()) / tokens
+            figures[f"{key}_above_se"] = float(above.std()) * len(said) ** 0.5 / tokens
+    return figures | {"tokens": tokens, "rows": len(said)}
 
 
 def _row_nats(teller: Teller, prefix: Tensor | None, said: Said, batch_size: int) -> Tensor:

@@ -79,9 +79,10 @@ def test_a_run_trains_and_evaluates_with_its_controls(teller: Path, more: list[s
     for name in (UNSEEN, SEEN):
         losses = [figures[f"{name}/loss{control}"] for control in ("", "_shuffled", "_untold", "_none")]
         assert all(0 < loss < 20 for loss in losses) and len(set(losses)) == 4
+        assert figures[f"{name}/loss_none_above"] == pytest.approx(losses[3] - losses[0])
         assert records(tmp_path, f"eval/{name}/loss") == {4: figures[f"{name}/loss"]}
     assert figures["unseen/identified_rows"] == 3 and len(report["answer"]) == 3
-    assert ("unseen/used_dimensions" in figures) == (report["kl"] is not None) == ("use_vae_adapter=true" in str(more))
+    assert ("unseen/used_dimensions" in figures) == bool(report["kl"]) == ("use_vae_adapter=true" in str(more))
     assert list(records(tmp_path, "train/loss")) == [1, 2, 3, 4]
 
 

@@ -10,6 +10,7 @@ Only ``injection=input`` is built: puzzle slots are at every level anyway, and t
 from __future__ import annotations
 
 import math
+from typing import Any, ClassVar
 
 import torch
 from pydantic import model_validator
@@ -67,5 +68,5 @@ class HybridHierarchical_Inner(TRMHierarchicalDiffusion_Inner, HybridTRM_Inner):
 
 
 class HybridHierarchicalModel(HybridTRMModel, TRMHierarchicalDiffusion):
-    config_class = HybridHierarchicalConfig
-    inner_class = HybridHierarchical_Inner
+    config_class: ClassVar[Any] = HybridHierarchicalConfig
+    inner_class: ClassVar[Any] = HybridHierarchical_Inner

@@ -119,7 +119,7 @@ def test_latents_of_a_level_and_where_to_read_them() -> None:
 
 
 def test_levels_of_the_adapter_share_all_but_positions() -> None:
-    config = build().config.adapter
+    config = build().inner.config.adapter
     adapter = LevelTextToLatentAdapter(config, CELLS)
     assert len(adapter.position_embeddings) == sum(CELLS) == config.places
     states = StubEncoder().encode(SENTENCES)

@@ -64,7 +64,8 @@ def test_a_row_without_cells_is_no_nan(mode: dict[str, bool]) -> None:
 
 def test_attention_heads_weigh_cells_for_themselves() -> None:
     torch.manual_seed(0)
-    pool, cells = AttentionPooling(8, 2), torch.randn(1, PLACES, 8)
+    pool: Any = AttentionPooling(8, 2)
+    cells = torch.randn(1, PLACES, 8)
     mask = torch.ones(1, PLACES, dtype=torch.bool)
     with torch.no_grad():
         pool.score[2].weight.mul_(50)

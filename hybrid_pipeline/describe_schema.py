@@ -66,6 +66,8 @@ class DescribeConfig(RunConfig):
     """first steps, which ask the prefix for the description's words in any order, without the language model's body"""
     word_batch_size: int = Field(ge=1)
     """rows of such a step"""
+    word_weight: float = Field(default=0.0, ge=0)
+    """of the loss of such rows beside the language model's in the steps that follow; 0: they end with word_steps"""
     max_steps: int = Field(ge=1)
     """optimiser steps of the run, those first ones included"""
     eval_rows: int | None = Field(ge=2)
@@ -95,15 +97,6 @@ class DescribeConfig(RunConfig):
 
 
 IDENTITY = {
-    *(
-        "latents",
-        "speaker",
-        "adapter",
-        "latent_rows",
-        "word_steps",
-        "word_batch_size",
-        "seed",
-        "global_batch_size",
-        "optim",
-    ),
+    *("latents", "speaker", "adapter", "latent_rows", "word_steps", "word_batch_size", "word_weight", "seed"),
+    *("global_batch_size", "optim"),
 }

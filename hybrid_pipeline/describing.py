@@ -110,15 +110,13 @@ class Trainer:
         """One update; returns sums over the rows, and of the tokens as `count`."""
         config, adapter = self.config, self.config.adapter
         batch_size = config.word_batch_size if self.asks_for_words else config.global_batch_size
-        chosen, wording = self.rows.other_wordings(config.seed, self.step, batch_size)
-        said = self.teller.said(self.rows.sentences[self.rows.instance[chosen], wording])
-        noise = self._noise(self.step, range(batch_size), [adapter.vae_size]) if adapter.use_vae_adapter else None
-        prefix, kl = self.teller.prefix(self.latents[chosen], self.mask[chosen], noise)
-        if self.asks_for_words:
-            nats = self.words.losses(prefix, said).sum()
-        else:
-            nats = self.teller.speaker.losses(prefix, said).sum()
+        prefix, kl, said = self._rows(self.step, range(batch_size))
+        score = self.words.losses if self.asks_for_words else self.teller.speaker.losses
+        nats = score(prefix, said).sum()
         loss = nats / batch_size
+        if config.word_weight > 0 and not self.asks_for_words:
+            prefix, _, words = self._rows(self.step + 2**32, range(config.word_batch_size))
+            loss = loss + config.word_weight * self.words.losses(prefix, words).mean()
         metrics = {"lm_nats": nats.detach()}
         if kl is not None:
             beta = beta_at(self.step, adapter.vae_beta, adapter.vae_warmup_steps)
@@ -132,6 +130,14 @@ class Trainer:
             "count": said.mask.sum().float(),
             "grad_norm": norm,
         }
+
+    def _rows(self, draw: int, slots: range) -> tuple[Tensor, Tensor | None, Said]:
+        """Prefixes of rows drawn for these slots, their KL, and what they should say."""
+        chosen, wording = self.rows.other_wordings(self.config.seed, draw, len(slots))
+        options = self.config.adapter
+        noise = self._noise(draw, slots, [options.vae_size]) if options.use_vae_adapter else None
+        prefix, kl = self.teller.prefix(self.latents[chosen], self.mask[chosen], noise)
+        return prefix, kl, self.teller.said(self.rows.sentences[self.rows.instance[chosen], wording])
 
     def _update(self, loss: Tensor) -> Tensor:
         """Clip, step and average; the learning rate starts anew with the language model's steps."""

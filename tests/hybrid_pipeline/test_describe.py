@@ -140,6 +140,22 @@ def test_training_lowers_the_loss_and_a_constant_prefix_cannot_tell_rows_apart(t
     assert figures["unseen/loss"] < figures["unseen/loss_none"]
 
 
+def test_words_go_on_beside_the_language_model(teller: Path) -> None:
+    heard = open_listener(str(teller), torch.device("cpu"))
+
+    def after(*more: str) -> tuple[float, float]:
+        length = ["max_steps=40", "word_steps=30", "lr=2e-2", "word_batch_size=32"]
+        trainer = Trainer(build_teller(config := make(teller, *length, *more), heard, StubSpeaker()), heard, config)
+        metrics = [trainer.train_step() for _ in range(40)][-1]
+        rows = rows_to_train(heard.data, 32, 0)
+        prefix, _ = trainer.teller.prefix(*heard.latents(rows))
+        words = trainer.words.losses(prefix, trainer.teller.said(rows.told)).mean()
+        return words.item(), metrics["lm_nats"].item()
+
+    (words, text), (kept, kept_text) = after(), after("word_weight=2.0")
+    assert kept < words and kept_text != text
+
+
 def test_no_row_says_what_it_was_told(listener: Listener) -> None:
     for name in (UNSEEN, SEEN):
         rows, said = rows_to_test(listener.data, name, None)

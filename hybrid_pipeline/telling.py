@@ -7,10 +7,10 @@ time. Losses are nats a token.
 A rule is told by scoring: the description of every instance, in the wording that the row is to be said in, gets a loss
 a token under the row's prefix, and the instance with the lowest is the answer, its rule the rule. So the parameters
 must be right as well or at least not decide; chance is 1/15 for a rule and 1/125 for an instance where all are as
-likely. ``shuffled`` asks another row's prefix. ``gain`` chooses by how much the prefix lowers the loss of the whole
-sentence below that without a prefix, which takes away that some sentences are likelier than others to begin with
-(pointwise mutual information, Holtzman et al. 2021). ``grids`` needs no latents: it is what input and right answer say
-to one who knows the rules.
+likely. ``shuffled`` asks another row's prefix. ``gain`` chooses by how much the row's prefix lowers the loss of the
+whole sentence below that under the mean prefix of training rows, which takes away that some sentences are likelier than
+others to begin with (pointwise mutual information, Holtzman et al. 2021). ``typical`` asks that mean prefix alone.
+``grids`` needs no latents: it is what input and right answer say to one who knows the rules.
 
     figures, details = evaluate(teller, listener, config)
 """
@@ -36,6 +36,7 @@ from hybrid_pipeline.descriptions import (
     ToldRows,
     other_rows,
     rows_to_test,
+    rows_to_train,
 )
 from hybrid_pipeline.grids import crop_grid_from_eos
 from hybrid_pipeline.instructed import UNSEEN, instance_odds
@@ -44,6 +45,7 @@ from hybrid_pipeline.speaker import Said, Speaker
 
 MAX_SAID = 24  # tokens; the longest description has 18
 EXAMPLES = 10
+TYPICAL = 256  # training rows whose mean prefix is that of no row in particular
 
 
 @dataclass(frozen=True)
@@ -84,7 +86,8 @@ def evaluate(teller: Teller, listener: Listener, config: DescribeConfig) -> tupl
     if config.identify_rows:
         rows, wording = rows_to_test(listener.data, UNSEEN, config.identify_rows)
         prefix, _ = teller.prefix(*listener.latents(rows, teller.level))
-        told, answers = identify(teller, rows, wording, prefix, config.seed)
+        trained, _ = teller.prefix(*listener.latents(rows_to_train(listener.data, TYPICAL, config.seed), teller.level))
+        told, answers = identify(teller, rows, wording, prefix, trained.mean(0), config.seed)
         figures |= {f"{UNSEEN}/{key}": value for key, value in told.items()}
         details |= answers
     return figures, details
@@ -121,21 +124,23 @@ def _row_nats(teller: Teller, prefix: Tensor | None, said: Said, batch_size: int
 
 
 def identify(
-    teller: Teller, rows: ToldRows, wording: NDArray[np.int64], prefix: Tensor, seed: int
+    teller: Teller, rows: ToldRows, wording: NDArray[np.int64], prefix: Tensor, typical: Tensor, seed: int
 ) -> tuple[dict[str, float], dict[str, Any]]:
-    """Which rule and which instance, by every description's loss; and what is said, greedily."""
+    """Which rule and which instance, by every description's loss; and what is said, greedily.
+
+    `typical` [prefix_tokens, width]: the prefix of no row in particular.
+    """
     table = rows.sentences.T[wording]
     lengths = np.stack([teller.said(numbers).mask.sum(1).cpu().numpy() for numbers in table])
     nats = np.stack([_scores(teller, own, numbers) for own, numbers in zip(prefix, table, strict=True)])
-    wordings, which = np.unique(table, axis=0, return_inverse=True)
-    before = np.stack([_scores(teller, None, numbers) for numbers in wordings])[which.reshape(-1)]
+    before = np.stack([_scores(teller, typical, numbers) for numbers in rows.sentences.T])[wording]
     other = other_rows(len(rows), seed)
     answers = {
         "": (nats / lengths).argmin(1),
         "_shuffled": (nats / lengths)[other].argmin(1),
         "_gain": (nats - before).argmin(1),
         "_gain_shuffled": (nats - before)[other].argmin(1),
-        "_none": (before / lengths).argmin(1),
+        "_typical": (before / lengths).argmin(1),
     }
     figures: dict[str, float] = {"identified_rows": len(rows)} | _from_grids(rows)
     for name, answer in answers.items():
@@ -154,6 +159,8 @@ def identify(
         "instance": rows.instance.tolist(),
         "answer": answers[""].tolist(),
         "answer_gain": answers["_gain"].tolist(),
+        "nats": np.round(nats, 3).tolist(),
+        "nats_typical": np.round(before, 3).tolist(),
     }
     return figures, details
 

@@ -79,7 +79,7 @@ def test_a_run_trains_and_evaluates_with_its_controls(teller: Path, more: list[s
     for name in (UNSEEN, SEEN):
         losses = [figures[f"{name}/loss{control}"] for control in ("", "_shuffled", "_untold", "_none")]
         assert all(0 < loss < 20 for loss in losses) and len(set(losses)) == 4
-        assert figures[f"{name}/loss_none_above"] == pytest.approx(losses[3] - losses[0])
+        assert figures[f"{name}/loss_none_above"] == pytest.approx(losses[3] - losses[0], abs=1e-4)
         assert records(tmp_path, f"eval/{name}/loss") == {4: figures[f"{name}/loss"]}
     assert figures["unseen/identified_rows"] == 3 and len(report["answer"]) == 3
     assert ("unseen/used_dimensions" in figures) == bool(report["kl"]) == ("use_vae_adapter=true" in str(more))
@@ -213,7 +213,7 @@ def test_rules_are_told_by_the_lowest_loss(teller: Path, listener: Listener, mon
     told = build_teller(config, listener, StubSpeaker())
     rows, wording = rows_to_test(listener.data, UNSEEN, 10)
     right = [told.said(rows.sentences[i, w : w + 1]).ids[0] for i, w in zip(rows.instance, wording, strict=True)]
-    asked = iter([*range(10), *[-1] * 9])
+    asked = iter([*range(10), *[-1] * 3])
 
     def knowing(prefix: Any, said: Said) -> torch.Tensor:
         row, nats = next(asked), said.mask.float()

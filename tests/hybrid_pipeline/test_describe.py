@@ -86,15 +86,15 @@ def test_a_run_trains_and_evaluates_with_its_controls(teller: Path, more: list[s
     assert list(records(tmp_path, "train/loss")) == [1, 2, 3, 4]
 
 
-@pytest.mark.parametrize("stop", [1, 3])
-def test_an_interrupted_run_goes_on_to_the_bit(teller: Path, stop: int, tmp_path: Path) -> None:
+def test_an_interrupted_run_goes_on_to_the_bit(teller: Path, tmp_path: Path) -> None:
+    """From a step for words on, through those of the language model."""
     vae = "adapter.use_vae_adapter=true"
     assert (
         run(teller, tmp_path / "whole", "max_steps=4", "lr_min_ratio=1.0", "checkpoint_interval=1", "keep_last=9", vae)
         == 0
     )
     whole = tmp_path / "whole/checkpoints"
-    resume = [f"resume={whole / f'step_{stop}'}", "lr_min_ratio=1.0", "max_steps=4", vae]
+    resume = [f"resume={whole / 'step_1'}", "lr_min_ratio=1.0", "max_steps=4", vae]
     assert run(teller, tmp_path / "parts", *resume) == 0
     folders = [tmp_path / name / "checkpoints/step_4" for name in ("whole", "parts")]
     ends = [load_checkpoint(folder, groups=GROUPS).groups for folder in folders]

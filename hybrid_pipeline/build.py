@@ -10,11 +10,12 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 
 from datasets.common import InputError
+from hybrid_pipeline.coarse_to_fine import HybridHierarchicalModel
 from hybrid_pipeline.instructed import instructed_grids
 from hybrid_pipeline.larc import larc_tasks
 from hybrid_pipeline.llm import Encoder, LanguageModel, TextStates, encode_cached, open_encoder
 from hybrid_pipeline.model import HybridTRMModel
-from hybrid_pipeline.schema import CONFIG, KIND, HybridTrainConfig, LarcSection
+from hybrid_pipeline.schema import COARSE_TO_FINE, CONFIG, KIND, TRM, HybridTrainConfig, LarcSection
 from hybrid_pipeline.text_rows import TextData
 from models.losses import ACTLossHead
 from training.build import load_weights
@@ -22,12 +23,13 @@ from training.checkpoint import load_checkpoint, resolve_checkpoint
 from training.config import validate_config
 from training.distributed import Distributed, FlatGradients
 from training.ema import EMA
-from training.manifest import read_manifest
+from training.manifest import Manifest, read_manifest
 from training.optim import build_optimizers
 from training.same_run import check_kind
 from training.state import TrainState, puzzle_optimizer
 from training.weights import read_weights
 
+MODELS: dict[str, type[HybridTRMModel]] = {TRM: HybridTRMModel, COARSE_TO_FINE: HybridHierarchicalModel}
 ADAPTER = "model.inner.text."  # the adapter's weights in a checkpoint
 
 
@@ -59,9 +61,11 @@ def build_hybrid(config: HybridTrainConfig, settings: dict[str, Any], device: to
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         try:
-            model = HybridTRMModel(settings | config.hybrid.model_dump())
+            model = MODELS[config.arch.name](settings | config.hybrid.model_dump())
         except ValidationError as error:
-            raise InputError(f"hybrid: {'; '.join(part['msg'] for part in error.errors())}") from error
+            raise InputError(
+                f"hybrid: {'; '.join(part['msg'].removeprefix('Value error, ') for part in error.errors())}"
+            ) from error
     return ACTLossHead(model, config.arch.loss.loss_type).to(device)
 
 
@@ -74,17 +78,27 @@ def start_from(model: ACTLossHead, checkpoint: str) -> None:
     load_weights(model, weights | own, checkpoint)
 
 
-def open_trained_hybrid(checkpoint: str) -> tuple[ACTLossHead, Encoder, int]:
-    """A trained model on the CPU with its averaged weights where it has them, its language model, and its seed."""
+def open_recorded(checkpoint: str) -> tuple[Path, Manifest, HybridTrainConfig]:
+    """The checkpoint that a run's folder or a checkpoint's stands for, its manifest and the run's configuration."""
     path = resolve_checkpoint(checkpoint)
     check_kind(path, KIND)
     manifest = read_manifest(path)
-    config = validate_config(HybridTrainConfig, manifest.meta["config"], CONFIG)
-    model = build_hybrid(config, manifest.meta["model_config"], torch.device("cpu"))
+    return path, manifest, validate_config(HybridTrainConfig, manifest.meta["config"], CONFIG)
+
+
+def trained_model(path: Path, manifest: Manifest, config: HybridTrainConfig, device: torch.device) -> ACTLossHead:
+    """The model of `open_recorded` in evaluation mode, with its averaged weights where it has them."""
+    model = build_hybrid(config, manifest.meta["model_config"], device)
     groups = ["model", "ema"] if config.ema else ["model"]
     found = load_checkpoint(path, groups=groups).groups
     model.load_state_dict(found["model"] | found.get("ema", {}))
-    return model.eval(), encoder_of(config), config.seed
+    return model.eval()
+
+
+def open_trained_hybrid(checkpoint: str) -> tuple[ACTLossHead, Encoder, int]:
+    """A trained model on the CPU, its language model, and its seed."""
+    path, manifest, config = open_recorded(checkpoint)
+    return trained_model(path, manifest, config, torch.device("cpu")), encoder_of(config), config.seed
 
 
 def create_state(model: ACTLossHead, config: HybridTrainConfig, dist: Distributed) -> TrainState:

@@ -14,6 +14,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
 from datasets.arc import Task
 from datasets.common import InputError
@@ -40,12 +41,7 @@ def instructed_grids(*, train_rows: int, test_rows: int, sizes: Sequence[int], s
     smallest, largest = sizes
     if not SMALLEST <= smallest <= largest:
         raise InputError(f"sizes={list(sizes)}: expected two sides, the smaller first and at least {SMALLEST}")
-    sentences, numbers = [""], {}
-    for held_out in (False, True):
-        for instance in INSTANCES:
-            said = instance.sentences(held_out)
-            numbers[instance, held_out] = list(range(len(sentences), len(sentences) + len(said)))
-            sentences += said
+    sentences, numbers = numbered_sentences()
     seen: set[bytes] = set()
     training = _draw(train_rows, sizes, seed, TRAIN_STREAM, frozenset(), seen)
     testing = _draw(test_rows, sizes, seed, TEST_STREAM, frozenset(seen), set())
@@ -54,7 +50,7 @@ def instructed_grids(*, train_rows: int, test_rows: int, sizes: Sequence[int], s
         return TextRows(
             inputs=np.stack([tokens_of_grid(grid, largest + 1) for grid, _ in drawn]),
             labels=np.stack([label_of_grid(instance.apply(grid), largest + 1) for grid, instance in drawn]),
-            texts=[numbers[instance, held_out] for _, instance in drawn],
+            texts=[numbers[held_out][INSTANCES.index(instance)] for _, instance in drawn],
             questions=np.arange(len(drawn)),
         )
 
@@ -64,6 +60,19 @@ def instructed_grids(*, train_rows: int, test_rows: int, sizes: Sequence[int], s
     for part in (train, *test.values()):
         digest.update(part.inputs.tobytes() + part.labels.tobytes())
     return TextData(sentences, train, test, seed, digest.hexdigest())
+
+
+def numbered_sentences() -> tuple[list[str], dict[bool, list[list[int]]]]:
+    """All sentences, number 0 being the empty one, and the numbers of each instance's: ``[held out][instance]``."""
+    sentences: list[str] = [""]
+    numbers: dict[bool, list[list[int]]] = {}
+    for held_out in (False, True):
+        numbers[held_out] = []
+        for instance in INSTANCES:
+            said = instance.sentences(held_out)
+            numbers[held_out].append(list(range(len(sentences), len(sentences) + len(said))))
+            sentences += said
+    return sentences, numbers
 
 
 def instructed_tasks(count: int, demonstrations: int, largest: int, seed: int) -> list[Task]:
@@ -100,6 +109,18 @@ def _most_probable(grid: Grid) -> float:
         for key in changed:
             chances[key] += 1 / (len(outputs) * len(changed))  # type: ignore[assignment]
     return max(chances.values())
+
+
+def instance_odds(grid: Grid, made: Grid) -> NDArray[np.float64]:
+    """Of each of the `INSTANCES`, how likely it is to have made `made` of `grid` by the rule of drawing; 0 for those
+    that make something else."""
+    odds = np.zeros(len(INSTANCES))
+    for rule in RULES:
+        able = [found for found in INSTANCES_OF[rule] if not np.array_equal(found.apply(grid), grid)]
+        for found in able:
+            if np.array_equal(found.apply(grid), made):
+                odds[INSTANCES.index(found)] = 1 / len(able)
+    return odds / max(odds.sum(), np.finfo(np.float64).tiny)
 
 
 def _draw(

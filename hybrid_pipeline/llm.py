@@ -107,7 +107,7 @@ class FrozenLanguageModel:
     def __init__(self, options: LanguageModel):
         self.options = options
         self.tokenizer, self.model = _open_transformers(options, "AutoModel")
-        digest = _digest(self.model)
+        digest = digest_of(self.model)
         self.width = int(self.model.config.get_text_config().hidden_size)
         if self.tokenizer.pad_token is None:
             self.tokenizer.pad_token = self.tokenizer.eos_token
@@ -224,7 +224,7 @@ def _open_transformers(options: LanguageModel, kind: str) -> tuple[Any, Any]:
     return tokenizer, model.requires_grad_(False).eval()
 
 
-def _digest(model: Any) -> str:
+def digest_of(model: Any) -> str:
     """Of the configuration and of the first and last bytes of every weight: enough to tell two models apart."""
     found = hashlib.sha256(model.config.to_json_string().encode())
     for name, tensor in model.state_dict().items():

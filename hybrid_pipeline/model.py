@@ -80,10 +80,17 @@ class HybridTRM_Inner(TinyRecursiveReasoningModel_ACTV1_Inner):
     def __init__(self, config: HybridTRMConfig):
         super().__init__(config)
         self.starting: Tensor | None = None  # bool [batch]: rows that were reset for this step
-        self.text = TextToLatentAdapter(config.adapter)
+        self.text = self.build_adapter()
         # Not part of a checkpoint: the language model can be asked again.
         self.register_buffer("states", torch.zeros(1, 1, config.text_size), persistent=False)
         self.register_buffer("mask", torch.zeros(1, 1, dtype=torch.bool), persistent=False)
+
+    def build_adapter(self) -> TextToLatentAdapter:
+        return TextToLatentAdapter(self.config.adapter)
+
+    def said_to_cells(self, states: Tensor, mask: Tensor, cells: Tensor) -> Tensor:
+        """What is added to the embeddings of the cells [batch, seq_len, hidden_size]."""
+        return self.text(states, mask, cells)
 
     def read(self, texts: TextStates) -> None:
         """Hold the states of all sentences that a row may name."""
@@ -103,7 +110,7 @@ class HybridTRM_Inner(TinyRecursiveReasoningModel_ACTV1_Inner):
             said = self.text(states, mask)
         else:
             places = slice(config.puzzle_tokens, None)
-            said = self.text(states, mask, x[:, places])
+            said = self.said_to_cells(states, mask, x[:, places])
         parts = x[:, : places.start], x[:, places] + said.to(x.dtype), x[:, places.stop or x.shape[1] :]
         return carry, torch.cat(parts, dim=1), {}
 

@@ -17,6 +17,7 @@ from training.curriculum import DepthStage, check_stages
 CONFIG = "cfg_hybrid_train"
 KIND = "hybrid"  # of a checkpoint, in its manifest
 TRM = "recursive_reasoning.trm@TinyRecursiveReasoningModel_ACTV1"
+COARSE_TO_FINE = "recursive_reasoning.trm_hierarchical_diffusion@TRMHierarchicalDiffusion"
 
 
 class LlmSection(Section):
@@ -105,8 +106,11 @@ class HybridTrainConfig(RunConfig):
 
     @model_validator(mode="after")
     def _combinations(self) -> HybridTrainConfig:
-        if self.arch.name != TRM:
-            raise ValueError(f"arch.name={self.arch.name}: text is for a TRM; use arch=trm or arch=trm_split")
+        if self.arch.name not in (TRM, COARSE_TO_FINE):
+            raise ValueError(
+                f"arch.name={self.arch.name}: text is for a TRM or a coarse-to-fine model; use arch=trm, "
+                "arch=trm_split or arch=trm_hierarchical_diffusion"
+            )
         if self.eval_interval is not None and self.eval_interval > self.max_steps:
             raise ValueError(
                 f"eval_interval={self.eval_interval} is longer than max_steps={self.max_steps}: "

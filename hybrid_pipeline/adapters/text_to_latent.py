@@ -10,6 +10,9 @@ Usage: ``latents = TextToLatentAdapter(config)(states, mask, places)``
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import accumulate
+
 import torch
 import torch.nn.functional as F
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -85,17 +88,37 @@ class TextToLatentAdapter(nn.Module):
         self.mix = nn.Sequential(nn.LayerNorm(size), CastedLinear(size, 2 * size, bias=True), nn.GELU())
         self.to_trm = CastedLinear(2 * size, config.outputs * config.hidden_size, bias=False)
 
-    def forward(self, states: Tensor, mask: Tensor, cells: Tensor | None = None) -> Tensor:
-        """`cells` [batch, places, hidden_size]: what stands at each place, if the adapter `reads_cells`."""
+    def forward(self, states: Tensor, mask: Tensor, cells: Tensor | None = None, places: slice = slice(None)) -> Tensor:
+        """`cells` [batch, places, hidden_size]: what stands at each place, if the adapter `reads_cells`.
+
+        `places`: only some of them, whose cells and latents then are the only ones.
+        """
         # The mean comes as a token of its own: sentences of one meaning are nearest in it.
         states = torch.cat((masked_mean(states, mask).unsqueeze(1), states), dim=1)
         mask = torch.cat((mask.any(1, keepdim=True), mask), dim=1)
         tokens = self.compress(states) * mask.unsqueeze(-1)
-        places = self.position_embeddings.expand(len(states), -1, -1)
+        asking = self.position_embeddings[places].expand(len(states), -1, -1)
         if cells is not None:
-            places = places + self.cell(cells.float())
+            asking = asking + self.cell(cells.float())
         if self.config.cross_attention:
-            places = self.bridge(places, tokens, mask)
+            asking = self.bridge(asking, tokens, mask)
         else:
-            places = places + masked_mean(tokens, mask).unsqueeze(1)
-        return self.to_trm(self.mix(places)) * mask.any(1).to(tokens.dtype).view(-1, 1, 1)
+            asking = asking + masked_mean(tokens, mask).unsqueeze(1)
+        return self.to_trm(self.mix(asking)) * mask.any(1).to(tokens.dtype).view(-1, 1, 1)
+
+
+class LevelTextToLatentAdapter(TextToLatentAdapter):
+    """One adapter for all levels of a coarse-to-fine model: maps are shared, and every cell of every level has a
+    position of its own, so that a block of cells may be told something else than its cells are."""
+
+    def __init__(self, config: TextAdapterConfig, cells: Sequence[int]):
+        """`cells`: how many each level has, from coarse to fine; ValueError unless they are the `places` together."""
+        if sum(cells) != config.places:
+            raise ValueError(f"{list(cells)} cells are not the adapter's {config.places} places")
+        super().__init__(config)
+        ends = list(accumulate(cells))
+        self.levels = [slice(end - count, end) for end, count in zip(ends, cells, strict=True)]
+
+    def at_level(self, level: int, states: Tensor, mask: Tensor, cells: Tensor | None = None) -> Tensor:
+        """Latents [batch, cells of the level, outputs * hidden_size]; IndexError for a level that is not there."""
+        return self(states, mask, cells, self.levels[level])

@@ -6,4 +6,5 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 
-collect_ignore_glob = [] if (ROOT / "hybrid_pipeline").is_dir() and (ROOT / "hybrid_train.py").is_file() else ["*"]
+PARTS = ("hybrid_pipeline/__init__.py", "hybrid_train.py", "hybrid_describe.py")
+collect_ignore_glob = [] if all((ROOT / part).is_file() for part in PARTS) else ["*"]

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from datasets.common import InputError
 from hybrid_pipeline.instructed import instructed_grids
 from hybrid_pipeline.larc import larc_tasks
-from hybrid_pipeline.llm import Encoder, LanguageModel, TextStates, encode_cached, open_encoder
+from hybrid_pipeline.llm import Encoder, LanguageModel, TextStates, open_encoder, read_texts
 from hybrid_pipeline.model import HybridTRMModel
 from hybrid_pipeline.schema import CONFIG, KIND, HybridTrainConfig, LarcSection
 from hybrid_pipeline.text_rows import TextData
@@ -40,15 +40,14 @@ def open_texts(config: HybridTrainConfig) -> TextData:
 
 def read_sentences(config: HybridTrainConfig, data: TextData) -> tuple[TextStates, str]:
     """The language model's states of all sentences, and what tells that model from others."""
-    encoder = encoder_of(config)
     cache = None if config.llm.cache_dir is None else Path(config.llm.cache_dir)
-    return encode_cached(encoder, data.sentences, cache), encoder.identity
+    return read_texts(asked_of(config), data.sentences, cache)
 
 
-def encoder_of(config: HybridTrainConfig) -> Encoder:
+def asked_of(config: HybridTrainConfig) -> LanguageModel:
     """The language model that `config.llm` names."""
     llm = config.llm
-    return open_encoder(LanguageModel(llm.model, llm.use_chat_template, llm.max_tokens, llm.dtype, llm.device_map))
+    return LanguageModel(llm.model, llm.use_chat_template, llm.max_tokens, llm.dtype, llm.device_map)
 
 
 def build_hybrid(config: HybridTrainConfig, settings: dict[str, Any], device: torch.device) -> ACTLossHead:
@@ -84,7 +83,7 @@ def open_trained_hybrid(checkpoint: str) -> tuple[ACTLossHead, Encoder, int]:
     groups = ["model", "ema"] if config.ema else ["model"]
     found = load_checkpoint(path, groups=groups).groups
     model.load_state_dict(found["model"] | found.get("ema", {}))
-    return model.eval(), encoder_of(config), config.seed
+    return model.eval(), open_encoder(asked_of(config)), config.seed
 
 
 def create_state(model: ACTLossHead, config: HybridTrainConfig, dist: Distributed) -> TrainState:

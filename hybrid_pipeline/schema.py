@@ -31,7 +31,7 @@ class LlmSection(Section):
     device_map: Text | None
     """where transformers puts the language model, as in auto; null: the CPU"""
     cache_dir: Text | None
-    """folder of the states that were computed before; null: none"""
+    """folder of the states that were computed before, here or on another machine; null: none"""
 
 
 class InstructedSection(Section):
@@ -56,6 +56,10 @@ class LarcSection(Section):
     """a JSON list of the held-out tasks; null: half of them, by the seed"""
     held_out_demonstrations: bool
     """train on the demonstration pairs of held-out tasks too"""
+    test_trained_tasks: bool
+    """test on the other tasks too: their test pairs and a description of each are not trained on"""
+    translate: bool
+    """move half of the trained rows over the canvas, which leaves descriptions true"""
 
 
 class HybridSection(Section):

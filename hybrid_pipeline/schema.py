@@ -42,6 +42,8 @@ class InstructedSection(Section):
     """grids to test on, none of them trained on"""
     sizes: list[Annotated[int, Field(ge=2, le=29)]] = Field(min_length=2, max_length=2)
     """smallest and largest side of a grid"""
+    all_colours: bool
+    """cells of all ten colours, as ARC has them, not only of those that rules name"""
 
 
 class LarcSection(Section):

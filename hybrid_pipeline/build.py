@@ -12,12 +12,12 @@ from torch import Tensor, nn
 from datasets.common import InputError
 from hybrid_pipeline.instructed import instructed_grids
 from hybrid_pipeline.larc import larc_tasks
-from hybrid_pipeline.llm import Encoder, LanguageModel, TextStates, open_encoder, read_texts
+from hybrid_pipeline.llm import LanguageModel, TextStates, read_texts
 from hybrid_pipeline.model import HybridTRMModel
 from hybrid_pipeline.schema import CONFIG, KIND, HybridTrainConfig, LarcSection
 from hybrid_pipeline.text_rows import TextData
 from models.losses import ACTLossHead
-from training.build import load_weights
+from training.build import kernels_on, load_weights
 from training.checkpoint import load_checkpoint, resolve_checkpoint
 from training.config import validate_config
 from training.distributed import Distributed, FlatGradients
@@ -40,8 +40,12 @@ def open_texts(config: HybridTrainConfig) -> TextData:
 
 def read_sentences(config: HybridTrainConfig, data: TextData) -> tuple[TextStates, str]:
     """The language model's states of all sentences, and what tells that model from others."""
-    cache = None if config.llm.cache_dir is None else Path(config.llm.cache_dir)
-    return read_texts(asked_of(config), data.sentences, cache)
+    return read_texts(asked_of(config), data.sentences, cache_of(config))
+
+
+def cache_of(config: HybridTrainConfig) -> Path | None:
+    """The folder of states that were computed before, if there is to be one."""
+    return None if config.llm.cache_dir is None else Path(config.llm.cache_dir)
 
 
 def asked_of(config: HybridTrainConfig) -> LanguageModel:
@@ -73,17 +77,18 @@ def start_from(model: ACTLossHead, checkpoint: str) -> None:
     load_weights(model, weights | own, checkpoint)
 
 
-def open_trained_hybrid(checkpoint: str) -> tuple[ACTLossHead, Encoder, int]:
-    """A trained model on the CPU with its averaged weights where it has them, its language model, and its seed."""
+def open_trained_hybrid(checkpoint: str, device: torch.device) -> tuple[ACTLossHead, HybridTrainConfig]:
+    """A trained model with its averaged weights where it has them, and the run's configuration."""
     path = resolve_checkpoint(checkpoint)
     check_kind(path, KIND)
     manifest = read_manifest(path)
     config = validate_config(HybridTrainConfig, manifest.meta["config"], CONFIG)
-    model = build_hybrid(config, manifest.meta["model_config"], torch.device("cpu"))
+    settings = manifest.meta["model_config"] | ({} if device.type == "cuda" else {"forward_dtype": "float32"})
+    model = build_hybrid(config, settings | kernels_on(device, settings), device)
     groups = ["model", "ema"] if config.ema else ["model"]
     found = load_checkpoint(path, groups=groups).groups
     model.load_state_dict(found["model"] | found.get("ema", {}))
-    return model.eval(), open_encoder(asked_of(config)), config.seed
+    return model.eval(), config
 
 
 def create_state(model: ACTLossHead, config: HybridTrainConfig, dist: Distributed) -> TrainState:

@@ -76,7 +76,8 @@ def larc_tasks(
         numbers[task.task_id] = list(range(len(sentences), len(sentences) + len(told[task.task_id])))
         sentences += told[task.task_id]
     training: list[Member] = []
-    testing: dict[str, list[Member]] = {HELD_OUT: []} | ({NEW_WORDS: [], NEW_GRIDS: []} if test_trained_tasks else {})
+    names = (HELD_OUT, NEW_WORDS, NEW_GRIDS) if test_trained_tasks else (HELD_OUT,)
+    testing: dict[str, list[Member]] = {name: [] for name in names}
     questions = 0
     for task in tasks:
         texts = numbers[task.task_id]

@@ -71,7 +71,8 @@ class Question:
 @dataclass(frozen=True)
 class Curves:
     """Over 1, 2, .. attempts: shares of exact answers by how they are chosen, and of questions with an attempt that
-    does right by every demonstration. `solved`: by question, whether it is in the end, by verification."""
+    does right by every demonstration. `solved`: by question, whether it is in the end, by verification; of one that
+    was asked more than once, whether it ever is."""
 
     exact: dict[str, list[float]]
     passed: list[float]
@@ -122,7 +123,7 @@ def by_attempts(
 ) -> Curves:
     """What `max_attempts` attempts at each question come to, by verification and by the labelled oracle."""
     verified, oracle, passed = np.zeros(max_attempts), np.zeros(max_attempts), np.zeros(max_attempts)
-    solved = {}
+    solved: dict[str, bool] = {}
     for number, question in enumerate(questions):
         demonstrations, given, answer = question.demonstrations, question.given, question.answer
         attempts = solve(demonstrations, given, answerer, proposer_of(number), max_attempts).attempts
@@ -130,7 +131,7 @@ def by_attempts(
         right = [_right(attempts[index].answer.grid, answer) for index in kept]
         verified += right
         passed += [attempts[index].verdict.passed for index in kept]
-        solved[question.name] = right[-1]
+        solved[question.name] = solved.get(question.name, False) or right[-1]
         bound = solve_with_oracle(demonstrations, given, answerer, proposer_of(number), answer, max_attempts)
         if _right(bound.answer, answer):
             oracle[len(bound.attempts) - 1 :] += 1
@@ -147,19 +148,16 @@ def compare_orders(
     ranked, shuffled = [], []
     for number, question in enumerate(questions):  # one question at a time: the book keeps its grids
         ranked.append(by_attempts([question], book, lambda _: RankingProposer(book), max_attempts))
-        for order in range(orders):
-            draws = np.random.Generator(np.random.Philox(key=[seed, PROPOSAL_STREAM], counter=[0, 0, order, number]))
-            proposer = SentenceProposer([book.sentences[place] for place in draws.permutation(len(book.sentences))])
-            shuffled.append(by_attempts([question], book, lambda _, proposer=proposer: proposer, max_attempts))
+        draws = np.random.Generator(np.random.Philox(key=[seed, PROPOSAL_STREAM], counter=[0, 0, 0, number]))
+        permutations = [draws.permutation(len(book.sentences)) for _ in range(orders)]
+        proposers = [SentenceProposer([book.sentences[place] for place in order]) for order in permutations]
+        if proposers:
+            shuffled.append(by_attempts([question] * orders, book, proposers.__getitem__, max_attempts))
     return {RANKED: _mean(ranked), RANDOM: _mean(shuffled)} if shuffled else {RANKED: _mean(ranked)}
 
 
 def _mean(parts: Sequence[Curves]) -> Curves:
-    """Of `solved`, what is true in any of the parts."""
-    solved: dict[str, bool] = {}
-    for part in parts:
-        for name, right in part.solved.items():
-            solved[name] = solved.get(name, False) or right
+    solved = {name: right for part in parts for name, right in part.solved.items()}
     exact = {label: np.mean([part.exact[label] for part in parts], axis=0).tolist() for label in parts[0].exact}
     return Curves(exact, np.mean([part.passed for part in parts], axis=0).tolist(), solved)
 
@@ -221,7 +219,9 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--tasks", type=_positive, help="tasks to solve at most (default: all of ARC, or 100)")
     parser.add_argument("--attempts", type=_positive, default=MAX_ATTEMPTS, help="most attempts at a task (default 16)")
     parser.add_argument("--arc", choices=("training", "evaluation"), help="tasks of ARC-1 instead of instructed grids")
-    parser.add_argument("--orders", type=int, default=8, help="random orders of the sentences, averaged (default 8)")
+    parser.add_argument(
+        "--orders", type=int, default=8, help="random orders of the sentences, averaged; 0 for none (default 8)"
+    )
     parser.add_argument("--device", choices=("auto", "cpu"), default="auto", help="auto takes a GPU where there is one")
     names = ", ".join(PACKAGED)
     parser.add_argument("--writer", help=f"a causal language model that writes the plans ({names}, a folder, a name)")

@@ -5,9 +5,9 @@
     python -m hybrid_pipeline.solve runs/larc --arc evaluation --writer smollm2    # plans written by a language model
 
 Without a writer, sentences of the instructed rules are proposed: by how well the model explains the shown
-demonstrations with them, and, for comparison, in random orders. Writes ``attempts.json`` and ``attempts.png``: exact
-answers by the number of attempts, chosen by verification, and, drawn apart, the upper bound of an oracle that reads
-the answer.
+demonstrations with one or two of them, with one, and, for comparison, in random orders. Writes ``attempts.json`` and
+``attempts.png``: exact answers by the number of attempts, chosen by verification, and, drawn apart, the upper bound of
+an oracle that reads the answer.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from datasets.common import InputError, check_folder
 from hybrid_pipeline.book import RankingProposer, SentenceBook
 from hybrid_pipeline.build import asked_of, cache_of, open_trained_hybrid
 from hybrid_pipeline.grids import Grid, Pair
-from hybrid_pipeline.instructed import instructed_tasks
+from hybrid_pipeline.instructed import SMALLEST, instructed_tasks
 from hybrid_pipeline.larc import SOURCE
 from hybrid_pipeline.llm import PACKAGED, LanguageModel, open_encoder, open_writer, read_texts
 from hybrid_pipeline.planner import (
@@ -54,8 +54,8 @@ from training.files import written_aside
 DEMONSTRATIONS = 3
 PROPOSAL_STREAM = 320
 
-RANKED, RANDOM = "ranked by the model", "in random order"
-COLOURS = ("#1f4e79", "#c2410c")
+TWO_STEPS, RANKED, RANDOM = "one or two sentences, ranked", "one sentence, ranked", "one sentence, random order"
+COLOURS = ("#1f4e79", "#0f766e", "#c2410c")
 
 
 @dataclass(frozen=True)
@@ -94,13 +94,13 @@ def main(argv: list[str]) -> None:
         sentences = [found.sentences(held_out=True)[0] for found in INSTANCES]
         states, _ = read_texts(asked_of(config), ["", *sentences], cache_of(config))
         book = SentenceBook(model, sentences, states)
-        curves = compare_orders(questions, book, options.attempts, options.orders, config.seed)
+        curves = compare_orders(questions, book, options.attempts, options.steps == 2, options.orders, config.seed)
     record: dict[str, Any] = {
         "checkpoint": options.checkpoint,
         "of": f"ARC-1 {options.arc}" if options.arc else f"instructed grids, seed {config.seed}",
         "questions": len(questions),
         "copied_inputs": float(np.mean([_right(question.given, question.answer) for question in questions])),
-        "some_rule_fits": float(np.mean([_some_rule_fits(question) for question in questions])),
+        "rules_fit": {steps: float(np.mean([_rules_fit(q, steps) for q in questions])) for steps in (1, 2)},
         "exact_by_attempts": {proposer: found.exact for proposer, found in curves.items()},
         "passed_by_attempts": {proposer: found.passed for proposer, found in curves.items()},
         "solved": {proposer: [name for name, right in f.solved.items() if right] for proposer, f in curves.items()},
@@ -111,7 +111,7 @@ def main(argv: list[str]) -> None:
     draw(curves, f"{record['of']}: {len(questions)} questions", output / "attempts.png")
     print(
         f"{len(questions)} questions of {record['of']}; copied inputs answer {record['copied_inputs']:.3f}, "
-        f"one of the rules, done by a program, {record['some_rule_fits']:.3f}"
+        f"a program with one rule {record['rules_fit'][1]:.3f}, with up to two {record['rules_fit'][2]:.3f}"
     )
     for proposer, found in curves.items():
         for label, curve in found.exact.items():
@@ -142,18 +142,20 @@ def by_attempts(
 
 
 def compare_orders(
-    questions: Sequence[Question], book: SentenceBook, max_attempts: int, orders: int, seed: int
+    questions: Sequence[Question], book: SentenceBook, max_attempts: int, two_steps: bool, orders: int, seed: int
 ) -> dict[str, Curves]:
-    """The sentences of a book, ranked by the model, and the mean of so many random orders of them."""
-    ranked, shuffled = [], []
+    """Plans ranked by the model, of up to two sentences and of one, and the mean of so many random orders."""
+    parts: dict[str, list[Curves]] = {TWO_STEPS: [], RANKED: [], RANDOM: []}
     for number, question in enumerate(questions):  # one question at a time: the book keeps its grids
-        ranked.append(by_attempts([question], book, lambda _: RankingProposer(book), max_attempts))
+        for name in (TWO_STEPS, RANKED) if two_steps else (RANKED,):
+            ranking = RankingProposer(book, two_steps=name == TWO_STEPS)
+            parts[name].append(by_attempts([question], book, [ranking].__getitem__, max_attempts))
         draws = np.random.Generator(np.random.Philox(key=[seed, PROPOSAL_STREAM], counter=[0, 0, 0, number]))
         permutations = [draws.permutation(len(book.sentences)) for _ in range(orders)]
         proposers = [SentenceProposer([book.sentences[place] for place in order]) for order in permutations]
         if proposers:
-            shuffled.append(by_attempts([question] * orders, book, proposers.__getitem__, max_attempts))
-    return {RANKED: _mean(ranked), RANDOM: _mean(shuffled)} if shuffled else {RANKED: _mean(ranked)}
+            parts[RANDOM].append(by_attempts([question] * orders, book, proposers.__getitem__, max_attempts))
+    return {name: _mean(found) for name, found in parts.items() if found}
 
 
 def _mean(parts: Sequence[Curves]) -> Curves:
@@ -187,11 +189,16 @@ def _right(grid: Grid, answer: Grid) -> bool:
     return np.array_equal(grid, answer)
 
 
-def _some_rule_fits(question: Question) -> bool:
-    """Whether an instructed rule does all that the task shows, and answers it: what sentences could reach at most."""
+def _rules_fit(question: Question, steps: int) -> bool:
+    """Whether up to so many rules, done by a program, make of every input its output: what plans could reach."""
     pairs = [*question.demonstrations, (question.given, question.answer)]
-    able = [found for found in INSTANCES if min(min(given.shape) for given, _ in pairs) > 1]
-    return any(all(np.array_equal(found.apply(given), wanted) for given, wanted in pairs) for found in able)
+    if min(min(given.shape) for given, _ in pairs) < SMALLEST:
+        return False
+    for first in [None, *(INSTANCES if steps == 2 else [])]:
+        made = [(given if first is None else first.apply(given), wanted) for given, wanted in pairs]
+        if any(all(np.array_equal(last.apply(given), wanted) for given, wanted in made) for last in INSTANCES):
+            return True
+    return False
 
 
 def _questions(options: argparse.Namespace, config: HybridTrainConfig) -> list[Question]:
@@ -219,6 +226,7 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--tasks", type=_positive, help="tasks to solve at most (default: all of ARC, or 100)")
     parser.add_argument("--attempts", type=_positive, default=MAX_ATTEMPTS, help="most attempts at a task (default 16)")
     parser.add_argument("--arc", choices=("training", "evaluation"), help="tasks of ARC-1 instead of instructed grids")
+    parser.add_argument("--steps", type=int, choices=(1, 2), default=2, help="sentences of a plan at most (default 2)")
     parser.add_argument(
         "--orders", type=int, default=8, help="random orders of the sentences, averaged; 0 for none (default 8)"
     )

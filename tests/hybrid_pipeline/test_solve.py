@@ -11,7 +11,7 @@ import pytest
 from hybrid_pipeline.instructed import instructed_tasks
 from hybrid_pipeline.planner import ORACLE, VERIFIED, SentenceProposer
 from hybrid_pipeline.rules import INSTANCES
-from hybrid_pipeline.solve import RANDOM, RANKED, Question, by_attempts, main
+from hybrid_pipeline.solve import RANDOM, RANKED, TWO_STEPS, Question, _rules_fit, by_attempts, main
 from tests.hybrid_pipeline.test_hybrid_train import run
 from tests.hybrid_pipeline.test_planner import BY_SENTENCE, Doing
 from training.cli import run_cli
@@ -40,18 +40,38 @@ def test_curves_over_attempts() -> None:
 
 
 @pytest.mark.parametrize("more", [[], ["--arc", "training"]])
-def test_the_command(more: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command(
+    more: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    few = [found for found in INSTANCES if found.rule in ("shift", "flip")]  # or a book takes long
+    monkeypatch.setattr("hybrid_pipeline.solve.INSTANCES", few)
     assert run(tmp_path / "run", "max_steps=1") == 0
     command = [str(tmp_path / "run"), "--tasks", "3", "--attempts", "3", "--orders", "2", *more]
     assert run_cli(main, command) == 0
     record = json.loads((tmp_path / "run/attempts/attempts.json").read_text())
-    for proposer in (RANKED, RANDOM):
+    for proposer in (TWO_STEPS, RANKED, RANDOM):
         assert set(record["exact_by_attempts"][proposer]) == {VERIFIED, ORACLE}
         assert len(record["passed_by_attempts"][proposer]) == 3
     # Of 0d3d703e, 25d8a9c8 and 25ff71a9 the last one shifts down, and has two test inputs.
     assert record["questions"] == (4 if more else 3) and record["copied_inputs"] == 0
-    assert record["some_rule_fits"] == (0.5 if more else 1)
+    assert not more or record["rules_fit"] == {"1": 0.5, "2": 0.5}
     assert (tmp_path / "run/attempts/attempts.png").stat().st_size > 1000
     out = capsys.readouterr().out
     assert f"{RANKED}, {ORACLE}: " in out and f"questions of {'ARC-1' if more else 'instructed'}" in out
+    assert run_cli(main, [*command, "--steps", "1", "--orders", "0"]) == 0
+    record = json.loads((tmp_path / "run/attempts/attempts.json").read_text())
+    assert set(record["exact_by_attempts"]) == {RANKED}
     assert run_cli(main, [str(tmp_path / "nowhere")]) == 2
+
+
+def test_what_rules_could_reach() -> None:
+    rules = BY_SENTENCE["Flip the grid so that left and right change places."], BY_SENTENCE["Erase every red cell."]
+    grids = [np.array(cells, np.uint8) for cells in ([[1, 2], [3, 2]], [[2, 0], [4, 1]])]
+    for steps, done in ((1, rules[:1]), (2, rules)):
+        made = list(grids)
+        for rule in done:
+            made = [rule.apply(grid) for grid in made]
+        question = Question("", [(grids[0], made[0])], grids[1], made[1])
+        assert [_rules_fit(question, most) for most in (1, 2)] == [steps == 1, True]
+        other = Question("", question.demonstrations, grids[1], made[1] + 1)
+        assert not _rules_fit(other, 2)

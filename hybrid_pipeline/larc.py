@@ -51,13 +51,15 @@ def larc_tasks(
     seed: int,
     verified_only: bool = True,
     test_tasks: str | None = None,
+    split_seed: int = 0,
     held_out_demonstrations: bool = False,
     test_trained_tasks: bool = False,
     translate: bool = False,
 ) -> TextData:
     """Rows of `side` x `side` tokens of all described tasks whose grids fit.
 
-    `test_tasks`: a JSON list of the held-out ids; without it the half with the smallest hashes of (seed, id).
+    `test_tasks`: a JSON list of the held-out ids; without it the half with the smallest hashes of (split_seed, id),
+    rounded up.
     `held_out_demonstrations`: train on the demonstration pairs of held-out tasks too, as ARC allows.
     `test_trained_tasks`: of the other tasks train on the demonstration pairs only, without the last description of each
     where it has more than one; their test pairs make two sets more, by the last description and by the others.
@@ -70,7 +72,7 @@ def larc_tasks(
         for task in load_subset("training", SOURCE)
         if task.task_id in told and all(max(grid.shape) <= side for grid in task.grids())
     ]
-    held_out = _held_out(tasks, test_tasks, seed)
+    held_out = _held_out(tasks, test_tasks, split_seed)
     sentences, numbers = [""], {}
     for task in tasks:
         numbers[task.task_id] = list(range(len(sentences), len(sentences) + len(told[task.task_id])))
@@ -159,12 +161,12 @@ def _text(record: dict[str, Any]) -> str:
     return " ".join(f"{name}: {part}." for name, part in named if part)
 
 
-def _held_out(tasks: list[Task], test_tasks: str | None, seed: int) -> set[str]:
+def _held_out(tasks: list[Task], test_tasks: str | None, split_seed: int) -> set[str]:
     ids = {task.task_id for task in tasks}
     if test_tasks is not None:
         listed = read_json(Path(test_tasks))
         if not isinstance(listed, list) or not all(isinstance(name, str) for name in listed):
             raise InputError(f"texts.test_tasks={test_tasks} is no list of ARC ids: correct the file")
         return ids & set(listed)
-    ordered = sorted(ids, key=lambda name: hashlib.sha256(f"{seed} {name}".encode()).digest())
-    return set(ordered[: len(ordered) // 2])
+    ordered = sorted(ids, key=lambda name: hashlib.sha256(f"{split_seed} {name}".encode()).digest())
+    return set(ordered[: (len(ordered) + 1) // 2])

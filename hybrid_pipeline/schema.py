@@ -55,7 +55,9 @@ class LarcSection(Section):
     verified_only: bool
     """only descriptions whose writer solved the test afterwards"""
     test_tasks: Text | None
-    """a JSON list of the held-out tasks; null: half of them, by the seed"""
+    """a JSON list of the held-out tasks; null: half of them, by split_seed"""
+    split_seed: int
+    """which half of the tasks is held out; the run's own seed does not change it"""
     held_out_demonstrations: bool
     """train on the demonstration pairs of held-out tasks too"""
     test_trained_tasks: bool

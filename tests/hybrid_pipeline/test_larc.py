@@ -63,6 +63,13 @@ def test_tasks_are_split_whole(tasks: list[Task], tmp_path: Path) -> None:
         (name,) = ids(data, [texts])
         pairs = [(given.tolist(), None if wanted is None else wanted.tolist()) for given, wanted in by_id[name].test]
         assert (crop_grid_from_eos(tokens).tolist(), crop_grid_from_eos(labels).tolist()) in pairs
+    again, other = (
+        larc_tasks(describe(tmp_path, tasks), side=SIDE, seed=seed, split_seed=split)
+        for seed, split in ((1, 0), (0, 1))
+    )
+    assert ids(again, again.train.texts) == trained != ids(other, other.train.texts)
+    odd = larc_tasks(describe(tmp_path, tasks[:5]), side=SIDE, seed=0)
+    assert len(ids(odd, odd.test["held_out"].texts)) == 3
     grown = larc_tasks(describe(tmp_path, tasks), side=SIDE, seed=0, held_out_demonstrations=True)
     more = sum(len(by_id[name].train) for name in tested)
     assert len(grown.train.texts) == len(data.train.texts) + more

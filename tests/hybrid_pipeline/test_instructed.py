@@ -145,3 +145,10 @@ def test_the_best_guess_is_the_likeliest_output() -> None:
 def test_sizes_that_cannot_be(sizes: tuple[int, int]) -> None:
     with pytest.raises(InputError, match="sizes"):
         instructed_grids(train_rows=1, test_rows=2, sizes=sizes, seed=0)
+
+
+@pytest.mark.parametrize(("all_colours", "expected"), [(False, {0, 1, 2, 3, 4, 6, 7}), (True, set(range(10)))])
+def test_colours_of_cells(all_colours: bool, expected: set[int]) -> None:
+    data = instructed_grids(train_rows=200, test_rows=60, sizes=(2, 4), seed=0, all_colours=all_colours)
+    for rows in (data.train, data.test[UNSEEN]):
+        assert {int(cell) for row in rows.inputs for cell in crop_grid_from_eos(row).ravel()} == expected

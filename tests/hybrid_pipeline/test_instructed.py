@@ -114,12 +114,13 @@ def test_an_evaluation_has_its_controls(data: TextData) -> None:
             assert {found for found, _, _ in places} <= {name}
             told = batch["texts"][real].tolist()
             rows.setdefault(name, {}).update(zip((place for _, _, place in places), told, strict=True))
-    assert list(rows) == ["unseen", "unseen_shuffled", "unseen_none", "seen"]
+    assert list(rows) == [name + control for name in ("unseen", "seen") for control in ("", "_shuffled", "_none")]
     assert all(sorted(found) == list(range(60)) for found in rows.values())
-    said, shuffled = (np.array([rows[name][row] for row in range(60)]) for name in ("unseen", "unseen_shuffled"))
-    assert sorted(said) == sorted(shuffled)
-    assert set(rows["unseen_none"].values()) == {NO_TEXT}
-    assert (said == shuffled).sum() <= 3  # two rows may happen to say the same
+    for name in ("unseen", "seen"):
+        said, shuffled = (np.array([rows[name + control][row] for row in range(60)]) for control in ("", "_shuffled"))
+        assert sorted(said) == sorted(shuffled)
+        assert set(rows[f"{name}_none"].values()) == {NO_TEXT}
+        assert (said == shuffled).sum() <= 3  # two rows may happen to say the same
 
 
 def test_the_best_guess_is_the_likeliest_output() -> None:

@@ -87,9 +87,7 @@ def larc_tasks(
             told_by = {HELD_OUT: texts}
             trained = task.train if held_out_demonstrations else ()
         elif test_trained_tasks:
-            unseen = texts[1:][-1:]
-            texts = texts[: len(texts) - len(unseen)]
-            told_by = {NEW_WORDS: unseen, NEW_GRIDS: texts}
+            texts, told_by = _last_one_apart(texts)
             trained = task.train
         else:
             told_by = {}
@@ -108,6 +106,13 @@ def larc_tasks(
     for part in (train, *test.values()):
         digest.update(part.inputs.tobytes() + part.labels.tobytes())
     return TextData(sentences, train, test, seed, digest.hexdigest())
+
+
+def _last_one_apart(texts: list[int]) -> tuple[list[int], dict[str, list[int]]]:
+    """The sentences of a task to train on, and by which ones each set tests it. A single one is trained on."""
+    unseen = texts[1:][-1:]
+    trained = texts[: len(texts) - len(unseen)]
+    return trained, {NEW_WORDS: unseen, NEW_GRIDS: trained}
 
 
 def _room(rows: TextRows, side: int) -> NDArray[np.int64]:

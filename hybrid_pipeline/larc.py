@@ -102,10 +102,14 @@ def larc_tasks(
     train, test = _rows(training, side), {name: _rows(members, side) for name, members in testing.items()}
     if translate:
         train = replace(train, room=_room(train, side))
+    return TextData(sentences, train, test, seed, _digest(sentences, [train, *test.values()]))
+
+
+def _digest(sentences: list[str], parts: list[TextRows]) -> str:
     digest = hashlib.sha256("\n".join(sentences).encode())
-    for part in (train, *test.values()):
+    for part in parts:
         digest.update(part.inputs.tobytes() + part.labels.tobytes())
-    return TextData(sentences, train, test, seed, digest.hexdigest())
+    return digest.hexdigest()
 
 
 def _last_one_apart(texts: list[int]) -> tuple[list[int], dict[str, list[int]]]:

@@ -24,6 +24,7 @@ import numpy as np
 import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from datasets.arc import load_subset
 from datasets.common import InputError, check_folder
@@ -176,6 +177,7 @@ def draw(curves: dict[str, Curves], title: str, path: Path) -> None:
             axes.plot(attempts, shares, style, color=colour, marker=".", label=proposer)
         axes.set_title(label.replace(" (", "\n("), fontsize=8)
         axes.set_xlabel("attempts")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.set_facecolor("white" if label == VERIFIED else "#f3f4f6")
     panels[0].set(ylabel="exact answers, %")
     panels[0].set_ylim(bottom=0)

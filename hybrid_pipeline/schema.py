@@ -32,7 +32,7 @@ class LlmSection(Section):
     device_map: Text | None
     """where transformers puts the language model, as in auto; null: the CPU"""
     cache_dir: Text | None
-    """folder of the states that were computed before; null: none"""
+    """folder of the states that were computed before, here or on another machine; null: none"""
 
 
 class InstructedSection(Section):
@@ -43,6 +43,8 @@ class InstructedSection(Section):
     """grids to test on, none of them trained on"""
     sizes: list[Annotated[int, Field(ge=2, le=29)]] = Field(min_length=2, max_length=2)
     """smallest and largest side of a grid"""
+    all_colours: bool = False
+    """cells of all ten colours, as ARC has them, not only of those that rules name"""
 
 
 class LarcSection(Section):
@@ -54,9 +56,15 @@ class LarcSection(Section):
     verified_only: bool
     """only descriptions whose writer solved the test afterwards"""
     test_tasks: Text | None
-    """a JSON list of the held-out tasks; null: half of them, by the seed"""
+    """a JSON list of the held-out tasks; null: half of them, by split_seed"""
+    split_seed: int = 0
+    """which half of the tasks is held out; the run's own seed does not change it"""
     held_out_demonstrations: bool
     """train on the demonstration pairs of held-out tasks too"""
+    test_trained_tasks: bool = False
+    """test on the other tasks too: their test pairs and a description of each are not trained on"""
+    translate: bool = False
+    """move half of the trained rows over the canvas, which leaves descriptions true"""
 
 
 class HybridSection(Section):

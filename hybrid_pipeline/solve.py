@@ -1,10 +1,13 @@
 """Tasks without text: a proposer says what the rule might be, a trained hybrid tries it, demonstrations are the judge.
 
-    python -m hybrid_pipeline.solve runs/hybrid --attempts 125             # instructed grids, sentences in random order
-    python -m hybrid_pipeline.solve runs/larc --arc evaluation --writer smollm2    # ARC, plans written by a model
+    python -m hybrid_pipeline.solve runs/hybrid                      # instructed grids
+    python -m hybrid_pipeline.solve runs/hybrid --arc training       # real tasks, as far as they fit the model's rows
+    python -m hybrid_pipeline.solve runs/larc --arc evaluation --writer smollm2    # plans written by a language model
 
-Writes ``attempts.json`` and ``attempts.png``: exact answers by the number of attempts, chosen by verification, and,
-drawn apart, the upper bound of an oracle that reads the answer.
+Without a writer, sentences of the instructed rules are proposed: by how well the model explains the shown
+demonstrations with one or two of them, with one, and, for comparison, in random orders. Writes ``attempts.json`` and
+``attempts.png``: exact answers by the number of attempts, chosen by verification, and, drawn apart, the upper bound of
+an oracle that reads the answer.
 """
 
 from __future__ import annotations
@@ -13,19 +16,24 @@ import argparse
 import json
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
-from datasets.arc import Task, load_subset
+from datasets.arc import load_subset
 from datasets.common import InputError, check_folder
-from hybrid_pipeline.build import open_trained_hybrid
-from hybrid_pipeline.grids import Grid
-from hybrid_pipeline.instructed import instructed_tasks
+from hybrid_pipeline.book import RankingProposer, SentenceBook
+from hybrid_pipeline.build import asked_of, cache_of, open_trained_hybrid
+from hybrid_pipeline.grids import Grid, Pair
+from hybrid_pipeline.instructed import SMALLEST, instructed_tasks
 from hybrid_pipeline.larc import SOURCE
-from hybrid_pipeline.llm import PACKAGED, LanguageModel, open_writer
+from hybrid_pipeline.llm import PACKAGED, LanguageModel, open_encoder, open_writer, read_texts
 from hybrid_pipeline.planner import (
     MAX_ATTEMPTS,
     ORACLE,
@@ -40,102 +48,191 @@ from hybrid_pipeline.planner import (
     solve_with_oracle,
 )
 from hybrid_pipeline.rules import INSTANCES
+from hybrid_pipeline.schema import HybridTrainConfig, LarcSection
 from training.cli import run_cli
 from training.files import written_aside
 
 DEMONSTRATIONS = 3
 PROPOSAL_STREAM = 320
 
+TWO_STEPS, RANKED, RANDOM = "one or two sentences, ranked", "one sentence, ranked", "one sentence, random order"
+COLOURS = ("#1f4e79", "#0f766e", "#c2410c")
+
+
+@dataclass(frozen=True)
+class Question:
+    """A test input of a task, its demonstrations and, for scoring alone, its answer."""
+
+    name: str
+    demonstrations: list[Pair]
+    given: Grid
+    answer: Grid
+
+
+@dataclass(frozen=True)
+class Curves:
+    """Over 1, 2, .. attempts: shares of exact answers by how they are chosen, and of questions with an attempt that
+    does right by every demonstration. `solved`: by question, whether it is in the end, by verification; of one that
+    was asked more than once, whether it ever is."""
+
+    exact: dict[str, list[float]]
+    passed: list[float]
+    solved: dict[str, bool]
+
 
 def main(argv: list[str]) -> None:
     options = _parse(argv)
     output = Path(options.output or Path(options.checkpoint) / "attempts")
     check_folder(output, f"--output {output}")
-    model, encoder, seed = open_trained_hybrid(options.checkpoint)
-    answerer = HybridAnswerer(model, encoder)
-    tasks = _tasks(options, answerer.side, seed)
+    device = torch.device("cuda" if torch.cuda.is_available() and options.device != "cpu" else "cpu")
+    model, config = open_trained_hybrid(options.checkpoint, device)
+    questions = _questions(options, config)
     if options.writer is not None:
+        answerer = HybridAnswerer(model, open_encoder(asked_of(config)))
         writer = WritingProposer(*open_writer(LanguageModel(options.writer, max_tokens=4096)))
-        curves = by_attempts(tasks, answerer, lambda _: writer, options.attempts)
+        curves = {options.writer: by_attempts(questions, answerer, lambda _: writer, options.attempts)}
     else:
-        curves = by_attempts(tasks, answerer, lambda number: _sentences(seed, number), options.attempts)
-    record = {
+        sentences = [found.sentences(held_out=True)[0] for found in INSTANCES]
+        states, _ = read_texts(asked_of(config), ["", *sentences], cache_of(config))
+        book = SentenceBook(model, sentences, states)
+        curves = compare_orders(questions, book, options.attempts, options.steps == 2, options.orders, config.seed)
+    record: dict[str, Any] = {
         "checkpoint": options.checkpoint,
-        "tasks": len(tasks),
-        "of": f"ARC-1 {options.arc}" if options.arc else f"instructed grids, seed {seed}, held-out sentences",
-        "proposer": options.writer or f"{len(INSTANCES)} sentences in random order",
-        "exact_by_attempts": curves,
+        "of": f"ARC-1 {options.arc}" if options.arc else f"instructed grids, seed {config.seed}",
+        "questions": len(questions),
+        "copied_inputs": float(np.mean([_right(question.given, question.answer) for question in questions])),
+        "rules_fit": {steps: float(np.mean([_rules_fit(q, steps) for q in questions])) for steps in (1, 2)},
+        "exact_by_attempts": {proposer: found.exact for proposer, found in curves.items()},
+        "passed_by_attempts": {proposer: found.passed for proposer, found in curves.items()},
+        "solved": {proposer: [name for name, right in f.solved.items() if right] for proposer, f in curves.items()},
     }
     output.mkdir(parents=True, exist_ok=True)
     with written_aside(output / "attempts.json") as aside:
         aside.write_text(json.dumps(record, indent=2), encoding="utf-8")
-    draw(curves, output / "attempts.png")
-    for label, curve in curves.items():
-        print(f"{label}: {curve[0]:.3f} after 1 attempt, {curve[-1]:.3f} after {len(curve)}, of {len(tasks)} tasks")
+    draw(curves, f"{record['of']}: {len(questions)} questions", output / "attempts.png")
+    print(
+        f"{len(questions)} questions of {record['of']}; copied inputs answer {record['copied_inputs']:.3f}, "
+        f"a program with one rule {record['rules_fit'][1]:.3f}, with up to two {record['rules_fit'][2]:.3f}"
+    )
+    for proposer, found in curves.items():
+        for label, curve in found.exact.items():
+            print(f"{proposer}, {label}: {curve[0]:.3f} after 1 attempt, {curve[-1]:.3f} after {len(curve)}")
 
 
 def by_attempts(
-    tasks: Sequence[Task], answerer: Answerer, proposer_of: Callable[[int], Proposer], max_attempts: int
-) -> dict[str, list[float]]:
-    """Share of exact answers after 1, 2, .. `max_attempts` attempts, by verification and by the labelled oracle."""
-    verified, oracle = np.zeros(max_attempts), np.zeros(max_attempts)
-    for number, task in enumerate(tasks):
-        demonstrations = [(given, wanted) for given, wanted in task.train if wanted is not None]
-        test_input, answer = task.test[0]
-        attempts = solve(demonstrations, test_input, answerer, proposer_of(number), max_attempts).attempts
+    questions: Sequence[Question], answerer: Answerer, proposer_of: Callable[[int], Proposer], max_attempts: int
+) -> Curves:
+    """What `max_attempts` attempts at each question come to, by verification and by the labelled oracle."""
+    verified, oracle, passed = np.zeros(max_attempts), np.zeros(max_attempts), np.zeros(max_attempts)
+    solved: dict[str, bool] = {}
+    for number, question in enumerate(questions):
+        demonstrations, given, answer = question.demonstrations, question.given, question.answer
+        attempts = solve(demonstrations, given, answerer, proposer_of(number), max_attempts).attempts
         kept = [choose(attempts[: count + 1]) for count in range(max_attempts)]
-        verified += [_right(attempts[index].answer.grid, answer) for index in kept]
-        assert answer is not None
-        bound = solve_with_oracle(demonstrations, test_input, answerer, proposer_of(number), answer, max_attempts)
+        right = [_right(attempts[index].answer.grid, answer) for index in kept]
+        verified += right
+        passed += [attempts[index].verdict.passed for index in kept]
+        solved[question.name] = solved.get(question.name, False) or right[-1]
+        bound = solve_with_oracle(demonstrations, given, answerer, proposer_of(number), answer, max_attempts)
         if _right(bound.answer, answer):
             oracle[len(bound.attempts) - 1 :] += 1
-    return {VERIFIED: (verified / len(tasks)).tolist(), ORACLE: (oracle / len(tasks)).tolist()}
+    share = 1 / len(questions)
+    return Curves(
+        {VERIFIED: (verified * share).tolist(), ORACLE: (oracle * share).tolist()}, (passed * share).tolist(), solved
+    )
 
 
-def draw(curves: dict[str, list[float]], path: Path) -> None:
-    """The curves as a picture; the oracle is dashed and grey."""
-    figure = Figure(figsize=(6, 3.6), layout="constrained")
+def compare_orders(
+    questions: Sequence[Question], book: SentenceBook, max_attempts: int, two_steps: bool, orders: int, seed: int
+) -> dict[str, Curves]:
+    """Plans ranked by the model, of up to two sentences and of one, and the mean of so many random orders."""
+    parts: dict[str, list[Curves]] = {TWO_STEPS: [], RANKED: [], RANDOM: []}
+    for number, question in enumerate(questions):  # one question at a time: the book keeps its grids
+        for name in (TWO_STEPS, RANKED) if two_steps else (RANKED,):
+            ranking = RankingProposer(book, two_steps=name == TWO_STEPS)
+            parts[name].append(by_attempts([question], book, [ranking].__getitem__, max_attempts))
+        draws = np.random.Generator(np.random.Philox(key=[seed, PROPOSAL_STREAM], counter=[0, 0, 0, number]))
+        permutations = [draws.permutation(len(book.sentences)) for _ in range(orders)]
+        proposers = [SentenceProposer([book.sentences[place] for place in order]) for order in permutations]
+        if proposers:
+            parts[RANDOM].append(by_attempts([question] * orders, book, proposers.__getitem__, max_attempts))
+    return {name: _mean(found) for name, found in parts.items() if found}
+
+
+def _mean(parts: Sequence[Curves]) -> Curves:
+    solved = {name: right for part in parts for name, right in part.solved.items()}
+    exact = {label: np.mean([part.exact[label] for part in parts], axis=0).tolist() for label in parts[0].exact}
+    return Curves(exact, np.mean([part.passed for part in parts], axis=0).tolist(), solved)
+
+
+def draw(curves: dict[str, Curves], title: str, path: Path) -> None:
+    """The curves as a picture, a panel for what the loop reaches and one for the oracle."""
+    figure = Figure(figsize=(7.2, 3.2), layout="constrained")
     FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
-    for label, curve in curves.items():
-        colour, style = ("#9ca3af", "--") if label == ORACLE else ("#1f4e79", "-")
-        axes.plot(range(1, len(curve) + 1), curve, label=label, color=colour, linestyle=style)
-    axes.set(xlabel="attempts", ylabel="exact answers", ylim=(0, 1))
-    axes.legend(frameon=False, fontsize=8, loc="upper left")
+    panels = figure.subplots(1, 2, sharey=True)
+    for axes, label, style in zip(panels, (VERIFIED, ORACLE), ("-", "--"), strict=True):
+        for (proposer, found), colour in zip(curves.items(), COLOURS, strict=False):
+            attempts = range(1, len(found.exact[label]) + 1)
+            shares = 100 * np.array(found.exact[label])
+            axes.plot(attempts, shares, style, color=colour, marker=".", label=proposer)
+        axes.set_title(label.replace(" (", "\n("), fontsize=8)
+        axes.set_xlabel("attempts")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.set_facecolor("white" if label == VERIFIED else "#f3f4f6")
+    panels[0].set(ylabel="exact answers, %")
+    panels[0].set_ylim(bottom=0)
+    panels[0].legend(frameon=False, fontsize=8)
+    figure.suptitle(title, fontsize=9)
     with written_aside(path) as aside:
         figure.savefig(aside, format="png", dpi=150)
 
 
-def _right(grid: Grid, answer: Grid | None) -> bool:
-    return answer is not None and np.array_equal(grid, answer)
+def _right(grid: Grid, answer: Grid) -> bool:
+    return np.array_equal(grid, answer)
 
 
-def _sentences(seed: int, number: int) -> SentenceProposer:
-    """One held-out sentence of every instance, in an order of this task's own."""
-    draws = np.random.Generator(np.random.Philox(key=[seed, PROPOSAL_STREAM], counter=[0, 0, 0, number]))
-    said = [found.sentences(held_out=True) for found in INSTANCES]
-    return SentenceProposer([said[index][draws.integers(len(said[index]))] for index in draws.permutation(len(said))])
+def _rules_fit(question: Question, steps: int) -> bool:
+    """Whether up to so many rules, done by a program, make of every input its output: what plans could reach."""
+    pairs = [*question.demonstrations, (question.given, question.answer)]
+    if min(min(given.shape) for given, _ in pairs) < SMALLEST:
+        return False
+    for first in [None, *(INSTANCES if steps == 2 else [])]:
+        made = [(given if first is None else first.apply(given), wanted) for given, wanted in pairs]
+        if any(all(np.array_equal(last.apply(given), wanted) for given, wanted in made) for last in INSTANCES):
+            return True
+    return False
 
 
-def _tasks(options: argparse.Namespace, side: int, seed: int) -> list[Task]:
+def _questions(options: argparse.Namespace, config: HybridTrainConfig) -> list[Question]:
+    """Of tasks whose grids are none larger than those that the model was trained on."""
+    largest = config.texts.side if isinstance(config.texts, LarcSection) else config.texts.sizes[1]
     if options.arc is None:
-        return instructed_tasks(options.tasks, DEMONSTRATIONS, side - 1, seed)
-    fits = [
-        task
-        for task in load_subset(options.arc, SOURCE)
-        if task.solved and all(max(grid.shape) <= side for grid in task.grids())
-    ]
-    if not fits:
-        raise InputError(f"--arc {options.arc}: no task fits the model's rows of {side}x{side}")
-    return fits[: options.tasks]
+        tasks = instructed_tasks(options.tasks or 100, DEMONSTRATIONS, largest, config.seed)
+    else:
+        fits = (task for task in load_subset(options.arc, SOURCE) if max(max(g.shape) for g in task.grids()) <= largest)
+        tasks = list(fits)[: options.tasks]
+    found = []
+    for task in tasks:
+        shown = [(given, wanted) for given, wanted in task.train if wanted is not None]
+        for number, (given, answer) in enumerate(task.test):
+            if answer is not None:
+                found.append(Question(f"{task.task_id}/{number}", shown, given, answer))
+    if not found:
+        raise InputError(f"--arc {options.arc}: no task has grids of at most {largest}x{largest}, as the model has")
+    return found
 
 
 def _parse(argv: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m hybrid_pipeline.solve", description=__doc__.partition("\n")[0])
     parser.add_argument("checkpoint", help="a run of hybrid_train.py, or one of its checkpoints")
-    parser.add_argument("--tasks", type=_positive, default=100, help="tasks to solve (default 100)")
+    parser.add_argument("--tasks", type=_positive, help="tasks to solve at most (default: all of ARC, or 100)")
     parser.add_argument("--attempts", type=_positive, default=MAX_ATTEMPTS, help="most attempts at a task (default 16)")
     parser.add_argument("--arc", choices=("training", "evaluation"), help="tasks of ARC-1 instead of instructed grids")
+    parser.add_argument("--steps", type=int, choices=(1, 2), default=2, help="sentences of a plan at most (default 2)")
+    parser.add_argument(
+        "--orders", type=int, default=8, help="random orders of the sentences, averaged; 0 for none (default 8)"
+    )
+    parser.add_argument("--device", choices=("auto", "cpu"), default="auto", help="auto takes a GPU where there is one")
     names = ", ".join(PACKAGED)
     parser.add_argument("--writer", help=f"a causal language model that writes the plans ({names}, a folder, a name)")
     parser.add_argument("--output", help="folder of the figures (default: attempts/ in the checkpoint's)")

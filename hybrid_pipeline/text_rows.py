@@ -2,7 +2,7 @@
 
 A row names its sentence by a number into `TextRows.sentences`, of which number 0 is the empty one. Under the control
 ``shuffled`` a row gets the sentence of another row drawn at random, under ``none`` the empty one; grids, labels and
-order stay the same. Every evaluation runs all of its sets, so that the controls stand beside the figure.
+order stay the same. Every evaluation runs every set under each control, so that they stand beside the figure.
 
     batch = data.train_batch(step, global_batch_size=64, slots=range(64))      # inputs, labels, texts, ...
     for name, batch, row_index in data.test_batches(256): ...                  # "text", then "text_shuffled", ...
@@ -10,6 +10,7 @@ order stay the same. Every evaluation runs all of its sets, so that the controls
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -23,21 +24,23 @@ Control = Literal["text", "shuffled", "none"]
 Batch = dict[str, NDArray[np.int32]]
 
 NO_TEXT = 0
+SHARE_MOVED = 0.5
 
 # Tell these draws from each other and from those of the data sets, halting, harvests and noise.
-ROW_STREAM, SENTENCE_STREAM, SHUFFLE_STREAM = 300, 301, 302
+ROW_STREAM, SENTENCE_STREAM, SHUFFLE_STREAM, MOVE_STREAM = 300, 301, 302, 303
 
 
 @dataclass(frozen=True)
 class TextRows:
     """N rows. `inputs`, `labels` int32 [N, cells], labels without PAD; `texts`: for each row the numbers of the
     sentences that state its task, any of them as good as another; `questions` int64 [N]: rows of one number ask for
-    one answer."""
+    one answer; `room` int64 [N, 2], if they may be moved in training: by how many cells down and right at most."""
 
     inputs: NDArray[np.int32]
     labels: NDArray[np.int32]
     texts: list[list[int]]
     questions: NDArray[np.int64]
+    room: NDArray[np.int64] | None = None
 
 
 @dataclass(frozen=True)
@@ -75,13 +78,22 @@ class TextData:
             told = self._draws(SHUFFLE_STREAM, step).integers(len(self.train.texts), size=global_batch_size)
         which = self._draws(SENTENCE_STREAM, step).random(global_batch_size)
         texts = [_pick(self.train.texts[row], share) for row, share in zip(told, which, strict=True)]
-        return _batch(self.train, rows[slots.start : slots.stop], texts[slots.start : slots.stop], control)
+        mine = slice(slots.start, slots.stop)
+        batch = _batch(self.train, rows[mine], texts[mine], control)
+        if self.train.room is None:
+            return batch
+        return batch | _moved(batch, self._offsets(self.train.room[rows], step)[mine])
+
+    def _offsets(self, room: NDArray[np.int64], step: int) -> NDArray[np.int64]:
+        """Cells down and right, [rows, 2]: none for about half of the rows, as in testing, else anything there is
+        room for."""
+        draws = self._draws(MOVE_STREAM, step).random((len(room), 3))
+        return np.where(draws[:, :1] < SHARE_MOVED, (draws[:, 1:] * (room + 1)).astype(np.int64), 0)
 
     def named_sets(self) -> list[tuple[str, TextRows]]:
-        """The sets of an evaluation. The first rows come three times: with their text, and as ``NAME_shuffled`` and
-        ``NAME_none``."""
-        (first, rows), *others = self.test.items()
-        return [(first, rows), (f"{first}_shuffled", rows), (f"{first}_none", rows), *others]
+        """The sets of an evaluation: all rows with their text, then as ``NAME_shuffled`` and ``NAME_none``."""
+        endings = ("", "_shuffled", "_none")
+        return [(name + ending, rows) for name, rows in self.test.items() for ending in endings]
 
     def locate(self, row_number: int) -> tuple[str, TextRows, int]:
         """The set that a row number of `test_batches` belongs to, its rows, and the place among them."""
@@ -125,6 +137,28 @@ class TextData:
 
     def _draws(self, stream: int, step: int) -> np.random.Generator:
         return np.random.Generator(np.random.Philox(key=[self.seed, stream], counter=[0, 0, 0, step]))
+
+
+def copied_input(rows: TextRows) -> tuple[float, float]:
+    """Shares of rows and, on average over rows, of labelled cells that are right if the input is given as the answer:
+    the trivial baseline where nothing is known of a task."""
+    labelled = rows.labels != IGNORE_LABEL_ID
+    right = (rows.inputs == rows.labels) & labelled
+    return float((right == labelled).all(1).mean()), float((right.sum(1) / labelled.sum(1)).mean())
+
+
+def _moved(batch: Batch, offsets: NDArray[np.int64]) -> Batch:
+    """Inputs and labels of a batch with each row's grids moved down and right; what is moved in was empty."""
+    side = math.isqrt(batch["inputs"].shape[1])
+    return {
+        key: np.stack(
+            [
+                np.roll(tokens.reshape(side, side), offset, axis=(0, 1)).ravel()
+                for tokens, offset in zip(batch[key], offsets, strict=True)
+            ]
+        )
+        for key in ("inputs", "labels")
+    }
 
 
 def _pick(choices: Sequence[int], share: float) -> int:

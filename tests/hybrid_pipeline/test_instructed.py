@@ -114,12 +114,13 @@ def test_an_evaluation_has_its_controls(data: TextData) -> None:
             assert {found for found, _, _ in places} <= {name}
             told = batch["texts"][real].tolist()
             rows.setdefault(name, {}).update(zip((place for _, _, place in places), told, strict=True))
-    assert list(rows) == ["unseen", "unseen_shuffled", "unseen_none", "seen"]
+    assert list(rows) == [name + control for name in ("unseen", "seen") for control in ("", "_shuffled", "_none")]
     assert all(sorted(found) == list(range(60)) for found in rows.values())
-    said, shuffled = (np.array([rows[name][row] for row in range(60)]) for name in ("unseen", "unseen_shuffled"))
-    assert sorted(said) == sorted(shuffled)
-    assert set(rows["unseen_none"].values()) == {NO_TEXT}
-    assert (said == shuffled).sum() <= 3  # two rows may happen to say the same
+    for name in ("unseen", "seen"):
+        said, shuffled = (np.array([rows[name + control][row] for row in range(60)]) for control in ("", "_shuffled"))
+        assert sorted(said) == sorted(shuffled)
+        assert set(rows[f"{name}_none"].values()) == {NO_TEXT}
+        assert (said == shuffled).sum() <= 3  # two rows may happen to say the same
 
 
 def test_the_best_guess_is_the_likeliest_output() -> None:
@@ -145,3 +146,10 @@ def test_the_best_guess_is_the_likeliest_output() -> None:
 def test_sizes_that_cannot_be(sizes: tuple[int, int]) -> None:
     with pytest.raises(InputError, match="sizes"):
         instructed_grids(train_rows=1, test_rows=2, sizes=sizes, seed=0)
+
+
+@pytest.mark.parametrize(("all_colours", "expected"), [(False, {0, 1, 2, 3, 4, 6, 7}), (True, set(range(10)))])
+def test_colours_of_cells(all_colours: bool, expected: set[int]) -> None:
+    data = instructed_grids(train_rows=200, test_rows=60, sizes=(2, 4), seed=0, all_colours=all_colours)
+    for rows in (data.train, data.test[UNSEEN]):
+        assert {int(cell) for row in rows.inputs for cell in crop_grid_from_eos(row).ravel()} == expected

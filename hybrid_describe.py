@@ -16,6 +16,7 @@ import sys
 from dataclasses import dataclass
 
 from datasets.common import InputError
+from hybrid_pipeline.build import weights_hash
 from hybrid_pipeline.describe_schema import CONFIG, IDENTITY, KIND, DescribeConfig
 from hybrid_pipeline.describing import GROUPS, Trainer, build_teller
 from hybrid_pipeline.descriptions import Listener, open_listener
@@ -52,8 +53,8 @@ class Run:
     @property
     def heard(self) -> dict[str, str | int]:
         """Which model's latents these are."""
-        weights = [record.sha256 for record in read_manifest(self.listener.path).files.values() if record.slots is None]
-        return {"path": str(self.listener.path), "step": self.listener.step, "weights": ",".join(sorted(weights))}
+        weights = weights_hash(read_manifest(self.listener.path))
+        return {"path": str(self.listener.path), "step": self.listener.step, "weights": weights}
 
 
 def main(argv: list[str]) -> None:
@@ -86,6 +87,11 @@ def create_trainer(run: Run) -> Trainer:
     speaker = open_speaker(config.speaker.model, config.speaker.dtype, device_map)
     trainer = Trainer(build_teller(config, run.listener, speaker), run.listener, config)
     if path is not None:
+        if meta["speaker"] != speaker.identity:
+            raise InputError(
+                f"{path} was trained before {meta['speaker']}, and speaker.model={config.speaker.model} is now "
+                f"{speaker.identity}: install the same model"
+            )
         trainer.restore(load_checkpoint(path, groups=GROUPS))
     return trainer
 

@@ -18,7 +18,16 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from hybrid_pipeline.build import build_hybrid, create_state, open_texts, read_sentences, set_stage, start_from
+from hybrid_pipeline.build import (
+    build_hybrid,
+    check_heard,
+    check_rows,
+    create_state,
+    open_texts,
+    read_sentences,
+    set_stage,
+    start_from,
+)
 from hybrid_pipeline.instructed import UNSEEN, best_guess
 from hybrid_pipeline.pass_at_k import PassAtK
 from hybrid_pipeline.schema import CONFIG, IDENTITY, KIND, HybridTrainConfig
@@ -91,9 +100,12 @@ def restore(run: Run, state: TrainState) -> None:
     path = checkpoint_to_resume(config.resume, config.run_dir, dist)
     if path is not None:
         check_kind(path, KIND)
-        meta = read_manifest(path).meta
+        manifest = read_manifest(path)
+        meta = manifest.meta
         recorded = validate_config(HybridTrainConfig, meta["config"], CONFIG)
         check_settings(config, recorded, IDENTITY, path)
+        check_rows(manifest, run.data, str(path))
+        check_heard(manifest, run.llm_identity, str(path))
         compare_lengths(meta, config.max_steps, config.lr_min_ratio, path)
         groups = GROUPS + (("ema",) if state.ema is not None else ())
         state.restore(load_checkpoint(path, groups=groups, slots=state.slots))

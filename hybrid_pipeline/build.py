@@ -99,10 +99,27 @@ def trained_model(path: Path, manifest: Manifest, config: HybridTrainConfig, dev
     return model.eval()
 
 
-def open_trained_hybrid(checkpoint: str, device: torch.device) -> tuple[ACTLossHead, HybridTrainConfig]:
-    """A trained model and its run's configuration."""
-    path, manifest, config = open_recorded(checkpoint)
-    return trained_model(path, manifest, config, device), config
+def weights_hash(manifest: Manifest) -> str:
+    """Of everything in a checkpoint that is equal on every rank."""
+    return ",".join(sorted(record.sha256 for record in manifest.files.values() if record.slots is None))
+
+
+def check_rows(manifest: Manifest, data: TextData, source: str) -> None:
+    """`InputError` where a checkpoint was trained on other rows."""
+    if manifest.meta["dataset_hash"] != data.digest:
+        raise InputError(
+            f"{source} was trained on other rows than its texts.* keys and files give now: put the same files there, "
+            "or train it anew"
+        )
+
+
+def check_heard(manifest: Manifest, llm_identity: str, source: str) -> None:
+    """`InputError` where a checkpoint heard another language model."""
+    if manifest.meta["llm"] != llm_identity:
+        raise InputError(
+            f"{source} heard the language model {manifest.meta['llm']}, and here is {llm_identity}: "
+            "install the same one"
+        )
 
 
 def create_state(model: ACTLossHead, config: HybridTrainConfig, dist: Distributed) -> TrainState:

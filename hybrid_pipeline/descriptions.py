@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from datasets.common import InputError
-from hybrid_pipeline.build import open_recorded, open_texts, read_sentences, trained_model
+from hybrid_pipeline.build import check_heard, check_rows, open_recorded, open_texts, read_sentences, trained_model
 from hybrid_pipeline.instructed import UNSEEN, numbered_sentences
 from hybrid_pipeline.latents import final_latents
 from hybrid_pipeline.rules import INSTANCES, RULES
@@ -109,14 +109,9 @@ def open_listener(checkpoint: str, device: torch.device) -> Listener:
             "descriptions can be told apart; give a run of texts=instructed"
         )
     data = open_texts(config)
-    if data.digest != manifest.meta["dataset_hash"]:
-        raise InputError(f"checkpoint={checkpoint} was trained on other rows than these rules make now: train it anew")
+    check_rows(manifest, data, f"checkpoint={checkpoint}")
     states, identity = read_sentences(config, data)
-    if identity != manifest.meta["llm"]:
-        raise InputError(
-            f"checkpoint={checkpoint} heard {manifest.meta['llm']}, and llm.model={config.llm.model} is now "
-            f"{identity}: install the same model"
-        )
+    check_heard(manifest, identity, f"checkpoint={checkpoint}")
     model = trained_model(path, manifest, config, device)
     model.model.inner.read(states)
     return Listener(model, data, device, path, manifest.step)

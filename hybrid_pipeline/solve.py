@@ -29,7 +29,7 @@ from matplotlib.ticker import MaxNLocator
 from datasets.arc import load_subset
 from datasets.common import InputError, check_folder
 from hybrid_pipeline.book import RankingProposer, SentenceBook
-from hybrid_pipeline.build import asked_of, cache_of, open_trained_hybrid
+from hybrid_pipeline.build import asked_of, cache_of, check_heard, open_recorded, trained_model, weights_hash
 from hybrid_pipeline.grids import Grid, Pair
 from hybrid_pipeline.instructed import SMALLEST, instructed_tasks
 from hybrid_pipeline.larc import SOURCE
@@ -56,6 +56,7 @@ DEMONSTRATIONS = 3
 PROPOSAL_STREAM = 320
 
 TWO_STEPS, RANKED, RANDOM = "one or two sentences, ranked", "one sentence, ranked", "one sentence, random order"
+RULES_FIT = "rules done by a program that reads the answer (an upper bound)"
 COLOURS = ("#1f4e79", "#0f766e", "#c2410c")
 
 
@@ -85,23 +86,28 @@ def main(argv: list[str]) -> None:
     output = Path(options.output or Path(options.checkpoint) / "attempts")
     check_folder(output, f"--output {output}")
     device = torch.device("cuda" if torch.cuda.is_available() and options.device != "cpu" else "cpu")
-    model, config = open_trained_hybrid(options.checkpoint, device)
+    path, manifest, config = open_recorded(options.checkpoint)
+    model = trained_model(path, manifest, config, device)
     questions = _questions(options, config)
     if options.writer is not None:
-        answerer = HybridAnswerer(model, open_encoder(asked_of(config)))
-        writer = WritingProposer(*open_writer(LanguageModel(options.writer, max_tokens=4096)))
+        encoder = open_encoder(asked_of(config))
+        answerer, identity = HybridAnswerer(model, encoder), encoder.identity
+        writer = WritingProposer(*open_writer(LanguageModel(options.writer, max_tokens=4096, key="--writer")))
         curves = {options.writer: by_attempts(questions, answerer, lambda _: writer, options.attempts)}
     else:
         sentences = [found.sentences(held_out=True)[0] for found in INSTANCES]
-        states, _ = read_texts(asked_of(config), ["", *sentences], cache_of(config))
+        states, identity = read_texts(asked_of(config), ["", *sentences], cache_of(config))
         book = SentenceBook(model, sentences, states)
         curves = compare_orders(questions, book, options.attempts, options.steps == 2, options.orders, config.seed)
+    check_heard(manifest, identity, options.checkpoint)
     record: dict[str, Any] = {
         "checkpoint": options.checkpoint,
+        "step": manifest.step,
+        "weights": weights_hash(manifest),
         "of": f"ARC-1 {options.arc}" if options.arc else f"instructed grids, seed {config.seed}",
         "questions": len(questions),
         "copied_inputs": float(np.mean([_right(question.given, question.answer) for question in questions])),
-        "rules_fit": {steps: float(np.mean([_rules_fit(q, steps) for q in questions])) for steps in (1, 2)},
+        RULES_FIT: {steps: float(np.mean([_rules_fit(q, steps) for q in questions])) for steps in (1, 2)},
         "exact_by_attempts": {proposer: found.exact for proposer, found in curves.items()},
         "passed_by_attempts": {proposer: found.passed for proposer, found in curves.items()},
         "solved": {proposer: [name for name, right in f.solved.items() if right] for proposer, f in curves.items()},
@@ -112,7 +118,7 @@ def main(argv: list[str]) -> None:
     draw(curves, f"{record['of']}: {len(questions)} questions", output / "attempts.png")
     print(
         f"{len(questions)} questions of {record['of']}; copied inputs answer {record['copied_inputs']:.3f}, "
-        f"a program with one rule {record['rules_fit'][1]:.3f}, with up to two {record['rules_fit'][2]:.3f}"
+        f"{RULES_FIT}: {record[RULES_FIT][1]:.3f} with one, {record[RULES_FIT][2]:.3f} with up to two"
     )
     for proposer, found in curves.items():
         for label, curve in found.exact.items():
@@ -228,15 +234,28 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--tasks", type=_positive, help="tasks to solve at most (default: all of ARC, or 100)")
     parser.add_argument("--attempts", type=_positive, default=MAX_ATTEMPTS, help="most attempts at a task (default 16)")
     parser.add_argument("--arc", choices=("training", "evaluation"), help="tasks of ARC-1 instead of instructed grids")
-    parser.add_argument("--steps", type=int, choices=(1, 2), default=2, help="sentences of a plan at most (default 2)")
     parser.add_argument(
-        "--orders", type=int, default=8, help="random orders of the sentences, averaged; 0 for none (default 8)"
+        "--steps",
+        type=int,
+        choices=(1, 2),
+        default=1,
+        help="sentences of a plan at most (default 1)",
+    )
+    parser.add_argument(
+        "--orders", type=_count, default=8, help="random orders of the sentences, averaged; 0 for none (default 8)"
     )
     parser.add_argument("--device", choices=("auto", "cpu"), default="auto", help="auto takes a GPU where there is one")
     names = ", ".join(PACKAGED)
     parser.add_argument("--writer", help=f"a causal language model that writes the plans ({names}, a folder, a name)")
     parser.add_argument("--output", help="folder of the figures (default: attempts/ in the checkpoint's)")
     return parser.parse_args(argv)
+
+
+def _count(text: str) -> int:
+    value = int(text)
+    if value < 0:
+        raise argparse.ArgumentTypeError("expected 0 or more")
+    return value
 
 
 def _positive(text: str) -> int:

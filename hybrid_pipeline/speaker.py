@@ -206,8 +206,7 @@ class FrozenSpeaker(Speaker):
     """A causal `transformers` model. It starts with its end-of-document token, which ends texts in its training."""
 
     def __init__(self, tokenizer: Any, model: Any, name: str):
-        self.tokenizer = tokenizer
-        model.requires_grad_(False).eval()
+        self.tokenizer, self.model, self.name = tokenizer, model.requires_grad_(False).eval(), name
         embeddings = model.get_input_embeddings().weight
         start = next((i for i in self._starts(tokenizer) if i is not None), None)
         if start is None:
@@ -215,6 +214,20 @@ class FrozenSpeaker(Speaker):
         head = model.get_output_embeddings()
         body = _TransformersBody(model.get_decoder())
         super().__init__(body, embeddings, head.weight, start, f"{name}-{digest_of(model)}-{embeddings.dtype}")
+
+    @torch.no_grad()
+    def check(self) -> None:
+        """`InputError` for a model that does more with its embeddings and states than is done here: some scale them."""
+        said = self.tokens(["Turn the grid."])
+        start = torch.full((1, 1), self.start, device=said.ids.device)
+        ids = torch.cat((start, said.ids), dim=1)
+        own = float(self.model(input_ids=ids, labels=ids).loss)
+        found = float(self.losses(None, said).mean())
+        if abs(own - found) > 0.05 * abs(own):
+            raise InputError(
+                f"speaker.model={self.name} finds its own loss to be {own:.3f} nats a token, and it is {found:.3f} "
+                "here: its embeddings or logits are scaled in a way that is not supported, use another model"
+            )
 
     @staticmethod
     def _starts(tokenizer: Any) -> list[int | None]:
@@ -238,4 +251,7 @@ def open_speaker(name: str, dtype: str = "float32", device_map: str | None = Non
     """The stub, or a causal model by its name or folder. `InputError` as `hybrid_pipeline.llm.open_writer` has them."""
     if name == STUB:
         return StubSpeaker()
-    return FrozenSpeaker(*open_writer(LanguageModel(name, dtype=dtype, device_map=device_map)), name)
+    options = LanguageModel(name, dtype=dtype, device_map=device_map, key="speaker.model")
+    speaker = FrozenSpeaker(*open_writer(options), name)
+    speaker.check()
+    return speaker

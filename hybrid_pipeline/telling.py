@@ -109,8 +109,9 @@ def losses(teller: Teller, said: Said, prefix: Tensor, untold: Tensor, config: D
     for key, nats in found.items():
         if key != "loss":
             above = nats - found["loss"]
-            figures[f"{key}_above"] = float(above.sum()) / tokens
-            figures[f"{key}_above_se"] = float(above.std()) * len(said) ** 0.5 / tokens
+            ratio = figures[f"{key}_above"] = float(above.sum()) / tokens
+            residual = above - ratio * said.mask.sum(1).cpu()  # of a ratio of two sums (Cochran 1977, section 2.11)
+            figures[f"{key}_above_se"] = float(residual.std()) * len(said) ** 0.5 / tokens
     return figures | {"tokens": tokens, "rows": len(said)}
 
 

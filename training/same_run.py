@@ -28,7 +28,10 @@ IDENTITY = {
 }
 HEAD_IDENTITY = {"diffusion", "noise", "harvest", "seed", "global_batch_size", "optim"}
 # Where something lies or how it is computed, not what it is.
-PLACEMENT = {"harvest.buffer_device", "arch.kernels", "diffusion.kernels"}
+PLACEMENT = {
+    *("harvest.buffer_device", "arch.kernels", "diffusion.kernels"),
+    *("llm.cache_dir", "llm.device_map", "speaker.device_map", "texts.path", "texts.test_tasks"),
+}
 
 
 def check_same_run(config: PretrainConfig, dataset_hash: str, total_steps: int, path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ import torch
 
 import hybrid_train
 import pretrain
-from hybrid_pipeline.build import set_stage
+from hybrid_pipeline.build import open_texts, read_sentences, set_stage
 from hybrid_pipeline.schema import CONFIG, HybridTrainConfig
 from tests.training.runs import TRM, build_small_arc, differences, overrides, records, whole_state
 from training.cli import run_cli
@@ -136,3 +137,17 @@ def test_help_names_the_keys(capsys: pytest.CaptureFixture[str]) -> None:
         hybrid_train.main(["--help"])
     text = capsys.readouterr().out
     assert "python hybrid_train.py" in text and "hybrid.injection=input" in text and "hybrid=carry|input" in text
+
+
+def test_a_run_goes_on_with_the_rows_and_the_language_model_it_had(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert run(tmp_path / "run", "max_steps=1") == 0
+    assert run(tmp_path / "run", "max_steps=2", f"llm.cache_dir={tmp_path / 'states'}") == 0  # where, not what
+    monkeypatch.setattr("hybrid_train.read_sentences", lambda *given: (read_sentences(*given)[0], "another"))
+    assert run(tmp_path / "run", "max_steps=3") == 2
+    assert "heard the language model stub" in capsys.readouterr().err
+    monkeypatch.undo()
+    monkeypatch.setattr("hybrid_train.open_texts", lambda config: replace(open_texts(config), digest="another"))
+    assert run(tmp_path / "run", "max_steps=3") == 2
+    assert "was trained on other rows than its texts.* keys and files give now" in capsys.readouterr().err

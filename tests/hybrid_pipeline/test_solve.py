@@ -11,7 +11,7 @@ import pytest
 from hybrid_pipeline.instructed import instructed_tasks
 from hybrid_pipeline.planner import ORACLE, VERIFIED, SentenceProposer
 from hybrid_pipeline.rules import INSTANCES
-from hybrid_pipeline.solve import RANDOM, RANKED, TWO_STEPS, Question, _rules_fit, by_attempts, main
+from hybrid_pipeline.solve import RANDOM, RANKED, RULES_FIT, TWO_STEPS, Question, _rules_fit, by_attempts, main
 from tests.hybrid_pipeline.test_hybrid_train import run
 from tests.hybrid_pipeline.test_planner import BY_SENTENCE, Doing
 from training.cli import run_cli
@@ -46,7 +46,7 @@ def test_the_command(
     few = [found for found in INSTANCES if found.rule in ("shift", "flip")]  # or a book takes long
     monkeypatch.setattr("hybrid_pipeline.solve.INSTANCES", few)
     assert run(tmp_path / "run", "max_steps=1") == 0
-    command = [str(tmp_path / "run"), "--tasks", "3", "--attempts", "3", "--orders", "2", *more]
+    command = [str(tmp_path / "run"), "--tasks", "3", "--attempts", "3", "--orders", "2", "--steps", "2", *more]
     assert run_cli(main, command) == 0
     record = json.loads((tmp_path / "run/attempts/attempts.json").read_text())
     for proposer in (TWO_STEPS, RANKED, RANDOM):
@@ -54,7 +54,7 @@ def test_the_command(
         assert len(record["passed_by_attempts"][proposer]) == 3
     # Of 0d3d703e, 25d8a9c8 and 25ff71a9 the last one shifts down, and has two test inputs.
     assert record["questions"] == (4 if more else 3) and record["copied_inputs"] == 0
-    assert not more or record["rules_fit"] == {"1": 0.5, "2": 0.5}
+    assert not more or record[RULES_FIT] == {"1": 0.5, "2": 0.5}
     assert (tmp_path / "run/attempts/attempts.png").stat().st_size > 1000
     out = capsys.readouterr().out
     assert f"{RANKED}, {ORACLE}: " in out and f"questions of {'ARC-1' if more else 'instructed'}" in out

@@ -17,7 +17,7 @@ from hybrid_pipeline.latents import check_level, final_latents, level_lengths
 from hybrid_pipeline.llm import StubEncoder
 from models.recursive_reasoning.trm_hierarchical_diffusion import TRMHierarchicalDiffusion
 from tests.hybrid_pipeline.test_hybrid_train import run
-from tests.hybrid_pipeline.test_model import SENTENCES, gradients, logits
+from tests.hybrid_pipeline.test_model import SENTENCES, SETTINGS, gradients, logits
 from tests.training.runs import records
 
 LEVELS, CELLS = [[1, 2], [2, 2], [4, 4]], [2, 4, 16]
@@ -25,23 +25,7 @@ LEVELS, CELLS = [[1, 2], [2, 2], [4, 4]], [2, 4, 16]
 
 def build(**keys: Any) -> HybridHierarchicalModel:
     torch.manual_seed(0)
-    settings: dict[str, Any] = {
-        "batch_size": 3,
-        "seq_len": 16,
-        "vocab_size": 12,
-        "num_puzzle_identifiers": 1,
-        "hidden_size": 16,
-        "num_heads": 2,
-        "H_cycles": 2,
-        "L_cycles": 1,
-        "L_layers": 1,
-        "halt_max_steps": 3,
-        "forward_dtype": "float32",
-        "text_size": StubEncoder().width,
-        "bottleneck": 16,
-        "levels": LEVELS,
-    }
-    model = HybridHierarchicalModel(settings | keys)
+    model = HybridHierarchicalModel(SETTINGS | {"seq_len": 16, "levels": LEVELS} | keys)
     model.inner.read(StubEncoder().encode(SENTENCES))
     return model
 

@@ -17,25 +17,27 @@ SENTENCES = ["", "Paint the top edge red.", "Erase blue.", "Swap the colours red
 CELLS = 9
 
 
+SETTINGS: dict[str, Any] = {
+    "batch_size": 3,
+    "seq_len": CELLS,
+    "vocab_size": 12,
+    "num_puzzle_identifiers": 1,
+    "hidden_size": 16,
+    "num_heads": 2,
+    "H_cycles": 2,
+    "L_cycles": 1,
+    "L_layers": 1,
+    "halt_max_steps": 3,
+    "forward_dtype": "float32",
+    "text_size": StubEncoder().width,
+    "bottleneck": 16,
+    "text_slots": 2,
+}
+
+
 def build(**keys: Any) -> HybridTRMModel:
     torch.manual_seed(0)
-    settings: dict[str, Any] = {
-        "batch_size": 3,
-        "seq_len": CELLS,
-        "vocab_size": 12,
-        "num_puzzle_identifiers": 1,
-        "hidden_size": 16,
-        "num_heads": 2,
-        "H_cycles": 2,
-        "L_cycles": 1,
-        "L_layers": 1,
-        "halt_max_steps": 3,
-        "forward_dtype": "float32",
-        "text_size": StubEncoder().width,
-        "bottleneck": 16,
-        "text_slots": 2,
-    }
-    model = HybridTRMModel(settings | keys)
+    model = HybridTRMModel(SETTINGS | keys)
     model.inner.read(StubEncoder().encode(SENTENCES))
     return model
 

@@ -103,8 +103,8 @@ def test_the_identity_does_not_depend_on_the_dtype_of_the_device(
 ) -> None:
     """A GPU runs in bf16 what a CPU runs in fp32, and has the initial latents in it."""
 
-    def on_a_gpu(*args: Any) -> dict[str, Any]:
-        return model_config(*args) | {"forward_dtype": "bfloat16"}
+    def on_a_gpu(*args: Any, **more: Any) -> dict[str, Any]:
+        return model_config(*args, **more) | {"forward_dtype": "bfloat16"}
 
     monkeypatch.setattr("training.teacher.model_config", on_a_gpu)
     other = open_teacher(str(run), Distributed())

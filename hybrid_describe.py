@@ -38,7 +38,7 @@ from training.signals import StopRequest
 from training.window import MetricWindow
 
 SHOWN = ("lm_nats",)  # on the progress bar
-HEADLINES = ("/loss", "/loss_shuffled", "/loss_none", "/rule", "/rule_gain", "/used_dimensions")  # of an evaluation
+HEADLINES = ("/loss", "/loss_shuffled", "/loss_none", "/rule", "/rule_trained", "/used_dimensions")  # of an evaluation
 REPORT = "descriptions.json"  # the last file of an evaluation
 
 

@@ -76,6 +76,8 @@ class DescribeConfig(RunConfig):
     """rows that are scored at once"""
     identify_rows: int = Field(ge=0)
     """rows of the unseen set whose rule is asked for, every instance's description being scored"""
+    identify_wordings: int = Field(ge=1)
+    """sentences of every instance whose likelihoods are added up for what would be said; those there are at most"""
 
     @model_validator(mode="after")
     def _combinations(self) -> DescribeConfig:
@@ -88,7 +90,12 @@ class DescribeConfig(RunConfig):
             raise ValueError("identify_rows=1: the control takes the prefix of another row; give 0 or at least 2")
         return self
 
-    _unnamed: ClassVar[frozenset[str]] = RunConfig._unnamed | {"eval_rows", "eval_batch_size", "identify_rows"}
+    _unnamed: ClassVar[frozenset[str]] = RunConfig._unnamed | {
+        "eval_rows",
+        "eval_batch_size",
+        "identify_rows",
+        "identify_wordings",
+    }
 
     @property
     def subject(self) -> str:

@@ -27,7 +27,6 @@ from hybrid_pipeline.llm import STUB, LanguageModel, digest_of, open_writer
 
 STUB_WIDTH, STUB_VOCABULARY = 24, 97
 START = 0  # of the stub, which ends with it too
-CANDIDATES_AT_ONCE = 64
 
 
 @dataclass(frozen=True)
@@ -94,11 +93,11 @@ class Speaker:
         return self._nats(states[:, before.shape[1] - 1 :], said)
 
     @torch.no_grad()
-    def candidate_losses(self, prefix: Tensor | None, said: Said) -> Tensor:
+    def candidate_losses(self, prefix: Tensor | None, said: Said, at_once: int) -> Tensor:
         """The same for many texts after one prefix [K, width], which is read once: fp32 [texts, tokens]."""
         states, past = self.body(self._opening(None if prefix is None else prefix.unsqueeze(0), 1), keep=True)
         found = torch.zeros(said.ids.shape, device=self.head.device)
-        for rows in said.mask.sum(1).argsort().split(CANDIDATES_AT_ONCE):
+        for rows in said.mask.sum(1).argsort().split(at_once):
             part = said[rows]
             following, _ = self.body(self._embed(part.ids[:, :-1]), past=_repeated(past, len(rows)))
             seen = torch.cat((states[:, -1:].expand(len(rows), -1, -1), following), dim=1)

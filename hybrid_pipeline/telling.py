@@ -10,6 +10,9 @@ must be right as well or at least not decide; chance is 1/15 for a rule and 1/12
 likely. ``shuffled`` asks another row's prefix. ``gain`` chooses by how much the row's prefix lowers the loss of the
 whole sentence below that under the mean prefix of training rows, which takes away that some sentences are likelier than
 others to begin with (pointwise mutual information, Holtzman et al. 2021). ``typical`` asks that mean prefix alone.
+``trained`` asks what would be said: an instance is as likely as its training sentences are on average under the row's
+prefix, a rule as its instances together, and the likeliest is the answer. None of those is the one that the row was
+told; ``held_out`` asks the same of the sentences that were never trained on, the told one among them.
 ``grids`` needs no latents: it is what input and right answer say to one who knows the rules.
 
     figures, details = evaluate(teller, listener, config)
@@ -37,6 +40,7 @@ from hybrid_pipeline.descriptions import (
     other_rows,
     rows_to_test,
     rows_to_train,
+    sentence_table,
 )
 from hybrid_pipeline.grids import crop_grid_from_eos
 from hybrid_pipeline.instructed import UNSEEN, instance_odds
@@ -87,7 +91,7 @@ def evaluate(teller: Teller, listener: Listener, config: DescribeConfig) -> tupl
         rows, wording = rows_to_test(listener.data, UNSEEN, config.identify_rows)
         prefix, _ = teller.prefix(*listener.latents(rows, teller.level))
         trained, _ = teller.prefix(*listener.latents(rows_to_train(listener.data, TYPICAL, config.seed), teller.level))
-        told, answers = identify(teller, rows, wording, prefix, trained.mean(0), config.seed)
+        told, answers = identify(teller, rows, wording, prefix, trained.mean(0), config)
         figures |= {f"{UNSEEN}/{key}": value for key, value in told.items()}
         details |= answers
     return figures, details
@@ -125,7 +129,12 @@ def _row_nats(teller: Teller, prefix: Tensor | None, said: Said, batch_size: int
 
 
 def identify(
-    teller: Teller, rows: ToldRows, wording: NDArray[np.int64], prefix: Tensor, typical: Tensor, seed: int
+    teller: Teller,
+    rows: ToldRows,
+    wording: NDArray[np.int64],
+    prefix: Tensor,
+    typical: Tensor,
+    config: DescribeConfig,
 ) -> tuple[dict[str, float], dict[str, Any]]:
     """Which rule and which instance, by every description's loss; and what is said, greedily.
 
@@ -133,9 +142,10 @@ def identify(
     """
     table = rows.sentences.T[wording]
     lengths = np.stack([teller.said(numbers).mask.sum(1).cpu().numpy() for numbers in table])
-    nats = np.stack([_scores(teller, own, numbers) for own, numbers in zip(prefix, table, strict=True)])
-    before = np.stack([_scores(teller, typical, numbers) for numbers in rows.sentences.T])[wording]
-    other = other_rows(len(rows), seed)
+    at_once = config.eval_batch_size
+    nats = np.stack([_scores(teller, own, numbers, at_once) for own, numbers in zip(prefix, table, strict=True)])
+    before = np.stack([_scores(teller, typical, numbers, at_once) for numbers in rows.sentences.T])[wording]
+    other = other_rows(len(rows), config.seed)
     answers = {
         "": (nats / lengths).argmin(1),
         "_shuffled": (nats / lengths)[other].argmin(1),
@@ -144,15 +154,23 @@ def identify(
         "_typical": (before / lengths).argmin(1),
     }
     figures: dict[str, float] = {"identified_rows": len(rows)} | _from_grids(rows)
+    details: dict[str, Any] = {}
     for name, answer in answers.items():
         figures |= _accuracy(f"rule{name}", RULE_OF_INSTANCE[answer] == RULE_OF_INSTANCE[rows.instance])
         figures |= _accuracy(f"instance{name}", answer == rows.instance)
+    for name, held_out in (("trained", False), ("held_out", True)):
+        likely = log_likelihoods(teller, prefix, some_wordings(held_out, config.identify_wordings), at_once)
+        for control, asked in (("", likely), ("_shuffled", likely[other])):
+            rule = _of_rules(asked, np.logaddexp).argmax(1)
+            figures |= _accuracy(f"rule_{name}{control}", rule == RULE_OF_INSTANCE[rows.instance])
+            figures |= _accuracy(f"instance_{name}{control}", asked.argmax(1) == rows.instance)
+        details[f"log_likelihood_{name}"] = np.round(likely, 2).tolist()
     said = teller.speaker.say(prefix, MAX_SAID)
     meant = np.array([meaning(text) for text in said])
     known = meant >= 0
     figures |= _accuracy("said_rule", known & (RULE_OF_INSTANCE[meant] == RULE_OF_INSTANCE[rows.instance]))
     figures |= _accuracy("said_instance", meant == rows.instance)
-    details = {
+    details |= {
         "examples": [
             {"instance": _name(instance), "said": text}
             for instance, text in zip(rows.instance[:EXAMPLES], said, strict=False)
@@ -170,14 +188,31 @@ def _from_grids(rows: ToldRows) -> dict[str, float]:
     """What one would tell who sees input and right answer and knows how rows are drawn: latents may hold no more."""
     pairs = [(crop_grid_from_eos(a), crop_grid_from_eos(b)) for a, b in zip(rows.inputs, rows.labels, strict=True)]
     odds = np.stack([instance_odds(grid, made) for grid, made in pairs])
-    of_rule = np.stack([odds[:, rule == RULE_OF_INSTANCE].sum(1) for rule in range(len(RULES))], axis=1)
-    return _accuracy("rule_grids", of_rule.argmax(1) == RULE_OF_INSTANCE[rows.instance]) | _accuracy(
+    return _accuracy("rule_grids", _of_rules(odds).argmax(1) == RULE_OF_INSTANCE[rows.instance]) | _accuracy(
         "instance_grids", odds.argmax(1) == rows.instance
     )
 
 
-def _scores(teller: Teller, prefix: Tensor | None, numbers: NDArray[np.int64]) -> NDArray[np.float64]:
-    return teller.speaker.candidate_losses(prefix, teller.said(numbers)).double().sum(1).cpu().numpy()
+def some_wordings(held_out: bool, count: int) -> NDArray[np.int64]:
+    """Numbers of so many sentences of every instance, or of all that there are, int64 [instances, wordings]."""
+    table = sentence_table(held_out)
+    return table[:, np.linspace(0, table.shape[1] - 1, min(count, table.shape[1])).round().astype(int)]
+
+
+def log_likelihoods(teller: Teller, prefix: Tensor, sentences: NDArray[np.int64], at_once: int) -> NDArray[np.float64]:
+    """Logarithm of how likely the sentences of each instance [instances, wordings] are on average under each prefix
+    [rows, prefix_tokens, width]: fp64 [rows, instances]."""
+    nats = np.stack([_scores(teller, own, sentences.reshape(-1), at_once) for own in prefix])
+    return np.logaddexp.reduce(-nats.reshape(len(prefix), *sentences.shape), axis=2) - np.log(sentences.shape[1])
+
+
+def _of_rules(of_instances: NDArray[np.float64], add: np.ufunc = np.add) -> NDArray[np.float64]:
+    """Sums [rows, rules] over the instances of each rule [rows, instances]."""
+    return np.stack([add.reduce(of_instances[:, rule == RULE_OF_INSTANCE], axis=1) for rule in range(len(RULES))], 1)
+
+
+def _scores(teller: Teller, prefix: Tensor, numbers: NDArray[np.int64], at_once: int) -> NDArray[np.float64]:
+    return teller.speaker.candidate_losses(prefix, teller.said(numbers), at_once).double().sum(1).cpu().numpy()
 
 
 def _accuracy(name: str, right: NDArray[np.bool_]) -> dict[str, float]:

@@ -16,6 +16,7 @@ from hybrid_pipeline.adapters.latent_to_text import LatentToTextAdapter
 from hybrid_pipeline.describe_schema import CONFIG, DescribeConfig
 from hybrid_pipeline.describing import GROUPS, Trainer, Words, build_teller
 from hybrid_pipeline.descriptions import (
+    RULE_OF_INSTANCE,
     Listener,
     open_listener,
     other_rows,
@@ -24,9 +25,9 @@ from hybrid_pipeline.descriptions import (
     sentence_table,
 )
 from hybrid_pipeline.instructed import SEEN, UNSEEN, instance_odds
-from hybrid_pipeline.rules import INSTANCES
+from hybrid_pipeline.rules import INSTANCES, RULES
 from hybrid_pipeline.speaker import Said, StubSpeaker, open_speaker
-from hybrid_pipeline.telling import evaluate, meaning
+from hybrid_pipeline.telling import _of_rules, evaluate, log_likelihoods, meaning, some_wordings
 from tests.hybrid_pipeline.test_hybrid_train import INSTRUCTED, TINY
 from tests.training.runs import records
 from training.checkpoint import load_checkpoint
@@ -207,26 +208,55 @@ def test_another_row_is_another_row() -> None:
     assert (other_rows(50, 0) != np.arange(50)).all() and sorted(other_rows(50, 0)) == list(range(50))
 
 
-def test_rules_are_told_by_the_lowest_loss(teller: Path, listener: Listener, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A language model that knows: the sentences of the rows' own instances cost least, so all are told apart."""
-    config = make(teller, "identify_rows=10")
+def test_rules_are_told_by_what_costs_least(teller: Path, listener: Listener, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A language model that knows: under a row's prefix all sentences of its instance are certain, so all are told."""
+    config = make(teller, "identify_rows=10", "identify_wordings=2")
     told = build_teller(config, listener, StubSpeaker())
-    rows, wording = rows_to_test(listener.data, UNSEEN, 10)
-    right = [told.said(rows.sentences[i, w : w + 1]).ids[0] for i, w in zip(rows.instance, wording, strict=True)]
-    asked = iter([*range(10), *[-1] * 3])
+    rows, _ = rows_to_test(listener.data, UNSEEN, 10)
+    prefixes, _ = told.prefix(*listener.latents(rows))
+    numbers = np.concatenate([sentence_table(False), sentence_table(True)], axis=1)
+    sentences = [{told.sentences.ids[n - 1].numpy().tobytes() for n in instance} for instance in numbers]
 
-    def knowing(prefix: Any, said: Said) -> torch.Tensor:
-        row, nats = next(asked), said.mask.float()
-        for place, ids in enumerate(said.ids):
-            own = right[row] if row >= 0 else right[0]
-            if row >= 0 and torch.equal(ids[said.mask[place]], own):
-                nats[place] *= 0.5
+    def knowing(prefix: torch.Tensor, said: Said, at_once: int) -> torch.Tensor:
+        nats, longest = said.mask.float(), told.sentences.ids.shape[1]
+        row = int((prefixes - prefix).abs().sum((1, 2)).argmin())
+        if torch.equal(prefixes[row], prefix):
+            padded = np.pad(said.ids.numpy(), ((0, 0), (0, longest - said.ids.shape[1])))
+            nats[[ids.tobytes() in sentences[rows.instance[row]] for ids in padded]] = 0
         return nats
 
     monkeypatch.setattr(told.speaker, "candidate_losses", knowing)
     figures, details = evaluate(told, listener, config)
     assert figures["unseen/rule"] == figures["unseen/instance"] == 1 and details["answer"] == rows.instance.tolist()
     assert figures["unseen/rule_shuffled"] < 0.6
+    for name in ("trained", "held_out"):
+        likely = np.array(details[f"log_likelihood_{name}"])
+        assert likely.shape == (10, len(INSTANCES)) and (likely[np.arange(10), rows.instance] == 0).all()
+        assert figures[f"unseen/rule_{name}"] == figures[f"unseen/instance_{name}"] == 1
+        assert figures[f"unseen/rule_{name}_shuffled"] < 0.6
+
+
+def test_a_rule_is_as_likely_as_its_instances_together(
+    teller: Path, listener: Listener, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One instance of a rule has the likeliest sentence, those of another rule are likelier together."""
+    config = make(teller, "identify_rows=2", "identify_wordings=14")
+    told = build_teller(config, listener, StubSpeaker())
+    many, alone = RULES.index("swap"), RULES.index("keep")
+    numbers = sentence_table(False)
+
+    def scores(teller: Any, prefix: Any, asked: Any, at_once: int) -> Any:
+        rules = np.repeat(RULE_OF_INSTANCE, numbers.shape[1])
+        assert np.array_equal(asked, numbers.reshape(-1))
+        return np.select([rules == many, rules == alone], [2.5, 2.0], 50.0)
+
+    monkeypatch.setattr("hybrid_pipeline.telling._scores", scores)
+    rows, _ = rows_to_test(listener.data, UNSEEN, 2)
+    prefix, _ = told.prefix(*listener.latents(rows))
+    likely = log_likelihoods(told, prefix, some_wordings(False, 14), 8)
+    assert likely.argmax(1).tolist() == [int(np.flatnonzero(alone == RULE_OF_INSTANCE)[0])] * 2
+    assert likely[0].max() == pytest.approx(-2.0), "the mean over wordings of one likelihood"
+    assert _of_rules(likely, np.logaddexp).argmax(1).tolist() == [many] * 2
 
 
 def test_words_are_scored_in_any_order() -> None:

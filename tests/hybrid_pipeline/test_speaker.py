@@ -87,14 +87,11 @@ def test_the_prefix_is_heard_and_hears_the_gradient(speaker: Speaker) -> None:
         assert not any(p.requires_grad or p.grad is not None for p in weights.model.parameters())
 
 
-def test_many_candidates_after_one_prefix_are_scored_as_one_by_one(
-    speaker: Speaker, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("hybrid_pipeline.speaker.CANDIDATES_AT_ONCE", 3)
+def test_many_candidates_after_one_prefix_are_scored_as_one_by_one(speaker: Speaker) -> None:
     said, prefix = speaker.tokens(TEXTS), a_prefix(speaker, 1)
     expected = speaker.losses(prefix.expand(len(TEXTS), -1, -1), said)
-    assert torch.allclose(speaker.candidate_losses(prefix[0], said), expected, atol=1e-4)
-    assert torch.allclose(speaker.candidate_losses(None, said), speaker.losses(None, said), atol=1e-4)
+    assert torch.allclose(speaker.candidate_losses(prefix[0], said, 3), expected, atol=1e-4)
+    assert torch.allclose(speaker.candidate_losses(None, said, 3), speaker.losses(None, said), atol=1e-4)
 
 
 def test_what_is_said_is_the_likeliest(speaker: Speaker) -> None:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -279,8 +280,10 @@ def _open_transformers(options: LanguageModel, kind: str) -> tuple[Any, Any]:
 
 
 def digest_of(model: Any) -> str:
-    """Of the configuration and of the first and last bytes of every weight: enough to tell two models apart."""
-    found = hashlib.sha256(model.config.to_json_string().encode())
+    """Of the configuration and of the first and last bytes of every weight: enough to tell two models apart, and the
+    same whichever version of `transformers` opened them."""
+    config = {key: value for key, value in model.config.to_dict().items() if key != "transformers_version"}
+    found = hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode())
     for name, tensor in model.state_dict().items():
         flat = tensor.detach().cpu().reshape(-1)
         ends = torch.cat((flat[:HASHED_BYTES], flat[-HASHED_BYTES:])).float().numpy()

@@ -191,14 +191,14 @@ class StubSpeaker(Speaker):
 class _TransformersBody:
     def __init__(self, model: Any):
         self.model = model
-        # The argument has had another name since transformers 5.24, which the old one is to disappear after.
+        # Argument and output have had another name since transformers 5.24, which the old one is to disappear after.
         takes = inspect.signature(model.forward).parameters
         self.past_name = "cache" if "cache" in takes else "past_key_values"
 
     def __call__(self, embeddings: Tensor, past: Any = None, keep: bool = False) -> tuple[Tensor, Any]:
         before = {} if past is None else {self.past_name: past}
         found = self.model(inputs_embeds=embeddings, use_cache=keep or past is not None, **before)
-        return found.last_hidden_state, found.past_key_values if keep else None
+        return found.last_hidden_state, getattr(found, self.past_name) if keep else None
 
 
 class FrozenSpeaker(Speaker):

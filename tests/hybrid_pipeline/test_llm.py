@@ -6,6 +6,8 @@ import importlib.util
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -17,6 +19,7 @@ from hybrid_pipeline.llm import (
     LanguageModel,
     StubEncoder,
     TextStates,
+    digest_of,
     encode_cached,
     open_encoder,
     package_folder,
@@ -157,3 +160,13 @@ def test_smollm2_reads() -> None:
     assert encoder.width == 576 and found.mask[0].sum() < found.mask[1].sum()
     alone = encoder.encode(["Erase red."])
     assert torch.allclose(found.last()[0], alone.last()[0], atol=1e-3)
+
+
+def test_a_model_is_the_same_whichever_version_opened_it() -> None:
+    def model(**config: Any) -> Any:
+        weights = {"w": torch.arange(4.0)}
+        return SimpleNamespace(config=SimpleNamespace(to_dict=lambda: config), state_dict=lambda: weights)
+
+    first = digest_of(model(width=4, transformers_version="5.17.0"))
+    assert first == digest_of(model(transformers_version="5.24.0", width=4))
+    assert first != digest_of(model(width=5, transformers_version="5.17.0"))

@@ -25,7 +25,6 @@ from training.distributed import Distributed, FlatGradients
 from training.ema import EMA
 from training.manifest import Manifest, read_manifest
 from training.optim import build_optimizers
-from training.same_run import check_kind
 from training.state import TrainState, puzzle_optimizer
 from training.weights import read_weights
 
@@ -84,8 +83,9 @@ def start_from(model: ACTLossHead, checkpoint: str) -> None:
 def open_recorded(checkpoint: str) -> tuple[Path, Manifest, HybridTrainConfig]:
     """The checkpoint that a run's folder or a checkpoint's stands for, its manifest and the run's configuration."""
     path = resolve_checkpoint(checkpoint)
-    check_kind(path, KIND)
     manifest = read_manifest(path)
+    if manifest.kind != KIND:
+        raise InputError(f"checkpoint={checkpoint} is of kind {manifest.kind}: give a run of hybrid_train.py")
     return path, manifest, validate_config(HybridTrainConfig, manifest.meta["config"], CONFIG)
 
 

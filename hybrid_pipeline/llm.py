@@ -37,6 +37,7 @@ PACKAGED = {
 BATCH = 64
 STUB_WIDTH = 32
 HASHED_BYTES = 1 << 20
+OF_THE_MACHINE = ("transformers_version", "name_or_path")  # ends of keys that say nothing of a model
 
 
 @dataclass(frozen=True)
@@ -281,8 +282,8 @@ def _open_transformers(options: LanguageModel, kind: str) -> tuple[Any, Any]:
 
 def digest_of(model: Any) -> str:
     """Of the configuration and of the first and last bytes of every weight: enough to tell two models apart, and the
-    same whichever version of `transformers` opened them."""
-    config = {key: value for key, value in model.config.to_dict().items() if key != "transformers_version"}
+    same whichever version of `transformers` opened them, and wherever they lie."""
+    config = {key: value for key, value in model.config.to_dict().items() if not key.endswith(OF_THE_MACHINE)}
     found = hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode())
     for name, tensor in model.state_dict().items():
         flat = tensor.detach().cpu().reshape(-1)

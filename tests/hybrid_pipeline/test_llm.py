@@ -170,3 +170,17 @@ def test_a_model_is_the_same_whichever_version_opened_it() -> None:
     first = digest_of(model(width=4, transformers_version="5.17.0"))
     assert first == digest_of(model(transformers_version="5.24.0", width=4))
     assert first != digest_of(model(width=5, transformers_version="5.17.0"))
+
+
+def test_a_model_is_the_same_wherever_it_lies(tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    small: dict[str, Any] = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8}
+    bert = transformers.BertModel(transformers.BertConfig(vocab_size=16, **small))
+    for folder in ("here", "there"):
+        bert.save_pretrained(tmp_path / folder)
+    here, there = (transformers.AutoModel.from_pretrained(tmp_path / folder) for folder in ("here", "there"))
+    assert here.config.name_or_path != there.config.name_or_path
+    assert digest_of(here) == digest_of(there)
+    with torch.no_grad():
+        next(there.parameters()).view(-1)[0] += 1
+    assert digest_of(here) != digest_of(there)

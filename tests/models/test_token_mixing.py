@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -69,7 +70,13 @@ def results(function: Function, x: Tensor, block: Block, along: Tensor) -> list[
     return [value.detach(), *(g.clone() for g in gradients if g is not None)]
 
 
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def random_shapes(number: int) -> list[tuple[int, int, int]]:
+    """Rows, positions and channels, drawn from one seed."""
+    draw = random.Random(0)
+    return [(draw.randint(1, 4), draw.randint(3, 128), draw.randint(1, 150)) for _ in range(number)]
+
+
+@pytest.mark.parametrize("shape", SHAPES + random_shapes(6), ids=str)
 @pytest.mark.parametrize(("dtype", "limit"), [(torch.float32, 1e-5), (HALF, 3e-2)], ids=["single", "half"])
 def test_values_and_gradients_are_those_of_the_plain_path(
     shape: tuple[int, int, int], dtype: torch.dtype, limit: float
@@ -98,6 +105,23 @@ def test_a_transposed_input_is_read_as_it_is_shaped() -> None:
     turned = x.transpose(1, 2).contiguous().transpose(1, 2)
     weights = block.mlp_t.gate_up_proj.weight, block.mlp_t.down_proj.weight
     torch.testing.assert_close(mix_tokens(turned, *weights, EPS), mix_tokens(x, *weights, EPS))
+
+
+def test_rows_gradients_and_weights_are_read_however_they_lie() -> None:
+    """In steps through something wider, transposed, and the same value for all; backwards as well."""
+    block, _ = block_and_input(2, 18, 20, torch.float32)
+    wide, tall, one = (torch.randn(shape, device=DEVICE) for shape in ((2, 20, 40), (2, 20, 18), ()))
+    lying = [wide[:, 1:-1, ::2], tall.transpose(1, 2), one.expand(2, 18, 20)]
+    assert not any(tensor.is_contiguous() for tensor in lying)
+    weights = [w.detach().T.contiguous().T for w in (block.mlp_t.gate_up_proj.weight, block.mlp_t.down_proj.weight)]
+    for x, dy in ((lying[0], lying[1]), (lying[1], lying[0]), (lying[1], lying[2])):
+        x, *own = (tensor.detach().requires_grad_() for tensor in (x, *weights))
+        value = mix_tokens(x, *own, EPS)
+        usual = plain(x, block)
+        found = [value, *torch.autograd.grad(value, [x, *own], dy)]
+        expected = [usual, *torch.autograd.grad(usual, [x, *block.mlp_t.parameters()], dy)]
+        for one_of_ours, other in zip(found, expected, strict=True):
+            torch.testing.assert_close(one_of_ours, other, rtol=1e-4, atol=1e-5)
 
 
 def test_sums_of_weight_gradients_do_not_depend_on_the_number_of_programs(monkeypatch: pytest.MonkeyPatch) -> None:

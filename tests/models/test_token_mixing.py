@@ -92,6 +92,25 @@ def test_values_and_gradients_are_those_of_the_plain_path(
         assert error(own, true) < 1.2 * error(other, true) + 1e-6
 
 
+@pytest.mark.skipif(ON_GPU, reason="a GPU has the instruction itself, and half precision uses it above")
+def test_the_hardwares_tanh_stands_for_the_sigmoid(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the instruction's exact value in its place, which the interpreter does not know."""
+    called = []
+
+    def tanh(code: str, constraints: str, values: Any, **_: Any) -> Any:
+        called.append((code, constraints))
+        return 2 * token_mixing.tl.sigmoid(2 * values[0]) - 1
+
+    block, x = block_and_input(1, 18, 20, torch.float32)
+    along = torch.randn(x.shape)
+    expected = results(plain, x, block, along)
+    monkeypatch.setattr(token_mixing.tl, "inline_asm_elementwise", tanh)
+    monkeypatch.setattr(token_mixing, "_precision", lambda _: {"APPROXIMATE": True})
+    for own, other in zip(results(fused, x, block, along), expected, strict=True):
+        torch.testing.assert_close(own, other, rtol=1e-4, atol=1e-5)
+    assert set(called) == {("tanh.approx.f32 $0, $1;", "=f,f")}
+
+
 def test_every_element_is_written(monkeypatch: pytest.MonkeyPatch) -> None:
     block, x = block_and_input(2, 18, 70, torch.float32)
     weights = block.mlp_t.gate_up_proj.weight.detach(), block.mlp_t.down_proj.weight.detach()
@@ -115,10 +134,9 @@ def test_rows_gradients_and_weights_are_read_however_they_lie() -> None:
     assert not any(tensor.is_contiguous() for tensor in lying)
     weights = [w.detach().T.contiguous().T for w in (block.mlp_t.gate_up_proj.weight, block.mlp_t.down_proj.weight)]
     for x, dy in ((lying[0], lying[1]), (lying[1], lying[0]), (lying[1], lying[2])):
-        x, *own = (tensor.detach().requires_grad_() for tensor in (x, *weights))
-        value = mix_tokens(x, *own, EPS)
-        usual = plain(x, block)
-        found = [value, *torch.autograd.grad(value, [x, *own], dy)]
+        x, gate_up, down = (tensor.detach().requires_grad_() for tensor in (x, *weights))
+        value, usual = mix_tokens(x, gate_up, down, EPS), plain(x, block)
+        found = [value, *torch.autograd.grad(value, [x, gate_up, down], dy)]
         expected = [usual, *torch.autograd.grad(usual, [x, *block.mlp_t.parameters()], dy)]
         for one_of_ours, other in zip(found, expected, strict=True):
             torch.testing.assert_close(one_of_ours, other, rtol=1e-4, atol=1e-5)

@@ -10,7 +10,6 @@ row for them is not used (TRM paper, section 2.4; HRM paper, "Adaptive computati
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, Self
@@ -83,8 +82,6 @@ class ACTConfig(BaseModel):
     def _check_kernels(self) -> ACTConfig:
         if self.kernels == "triton" and not self.mlp_t:
             raise ValueError("arch.kernels=triton has a kernel for arch.mlp_t=true only: leave it out")
-        if self.kernels == "triton" and importlib.util.find_spec("triton") is None:
-            raise ValueError('arch.kernels=triton needs the package triton: pip install -e ".[kernels]"')
         if self.kernels == "triton" and self.latent_length > LONGEST_MIX:
             raise ValueError(
                 f"arch.kernels=triton mixes {LONGEST_MIX} positions at most and there are {self.latent_length}: "

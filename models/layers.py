@@ -186,6 +186,8 @@ class ReasoningModule(nn.Module):
     def use_fp8_passes(self) -> ReasoningModule:
         """The same with `CastedLinear.fp8_passes` wherever a matrix is of a size that fits and no kernel's."""
         fused = [part for part in self.modules() if isinstance(part, SwiGLU) and part.fused is not None]
+        blocks = [part for part in self.modules() if isinstance(part, Block)]
+        fused += [block.mlp_t for block in blocks if block.mixes_by_mlp and block.kernels.mix_tokens is not None]
         of_kernels = {module for part in fused for module in part.children()}
         for module in self.modules():
             if isinstance(module, CastedLinear) and module not in of_kernels:

@@ -19,7 +19,6 @@ import argparse
 import contextlib
 import dataclasses
 import itertools
-import json
 import math
 import sys
 import time
@@ -40,6 +39,7 @@ from training.cli import run_cli
 from training.config import load_config
 from training.config_schema import PretrainConfig
 from training.distributed import Distributed, FlatGradients
+from training.files import check_file, written_aside
 from training.flops import step_flops
 from training.passes import WARM_UP, GraphedPass, Pass, differentiate
 from training.schedule import Schedule
@@ -47,7 +47,9 @@ from training.state import TrainState, create_state
 from training.step import train_step
 from training.timing import (
     Clock,
+    as_json,
     attention_backend,
+    circumstances,
     graphs_compiled,
     kernel_times,
     matmul_tflops,
@@ -133,11 +135,27 @@ WAYS = {
 }
 
 
-def ways_of(case: Case, device: torch.device, asked: Collection[str]) -> list[str]:
+def ways_of(case: Case, device: torch.device) -> list[str]:
+    """The ways in which a step of the case can be computed on the device."""
     if device.type != "cuda":
         return ["eager"]
-    fitting = [name for name, way in WAYS.items() if way.kernels != "triton" or case.name == "sudoku_mlp"]
-    return [name for name in fitting if name in asked]
+    return [name for name, way in WAYS.items() if way.kernels != "triton" or case.name == "sudoku_mlp"]
+
+
+def ways_asked(paths: str | None, cases: Collection[Case], device: torch.device) -> list[str]:
+    """Of ``--paths``; `InputError` for one that does not exist, on this device or for one of the cases."""
+    if paths is None:
+        return list(WAYS)
+    for name in paths.split(","):
+        if name not in WAYS:
+            raise InputError(f"--paths {name}: choose from {', '.join(WAYS)}")
+        for case in cases:
+            if name not in (there := ways_of(case, device)):
+                raise InputError(
+                    f"--paths {name}: {case.name} on {device} has {', '.join(there)}; leave {name} out, or the case "
+                    "by --only"
+                )
+    return paths.split(",")
 
 
 def time_step(case: Case, way: Way, clock: Clock, dist: Distributed, profiled: int = 0) -> dict[str, Any]:
@@ -236,7 +254,7 @@ def parity(case: Case, way: Way, dist: Distributed, dtype: str) -> dict[str, Any
 def bench(case: Case, clock: Clock, dist: Distributed, profiled: int, asked: Collection[str]) -> dict[str, Any]:
     dtype = "bfloat16" if dist.device.type == "cuda" else "float32"
     paths: dict[str, Any] = {}
-    for name in ways_of(case, dist.device, asked):
+    for name in (name for name in ways_of(case, dist.device) if name in asked):
         torch.compiler.reset()  # the graphs of all cases together are more than one cache holds
         try:
             figures = time_step(case, WAYS[name], clock, dist, profiled)
@@ -255,21 +273,26 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--only", default="", help="measure the cases whose name contains this")
     parser.add_argument("--profile", type=int, default=0, help="show so many of the longest kernels (on a GPU)")
     parser.add_argument("--json", type=Path, help="write the figures to this file as well")
-    parser.add_argument("--paths", default=",".join(WAYS), help="compute a step in these ways (default %(default)s)")
+    parser.add_argument("--paths", help=f"compute a step in these ways, of {','.join(WAYS)} (default: all that fit)")
     args = parser.parse_args(argv)
-    asked = args.paths.split(",")
-    if unknown := [name for name in asked if name not in WAYS]:
-        raise InputError(f"--paths {unknown[0]}: choose from {', '.join(WAYS)}")
     dist = distributed.init("cpu" if args.tiny else "auto")
+    cases = [tiny(case) if args.tiny else case for case in CASES if args.only in case.name]
+    if not cases:
+        raise InputError(f"--only {args.only}: no case has that in its name: {', '.join(case.name for case in CASES)}")
+    asked = ways_asked(args.paths, cases, dist.device)
+    if args.profile < 0:
+        raise InputError(f"--profile {args.profile}: expected a number of kernels, 0 or more")
     if args.profile and dist.device.type != "cuda":
         raise InputError(f"--profile shows kernels of a GPU, and this runs on {dist.device}: leave it out")
+    if args.json is not None:
+        check_file(args.json, f"--json {args.json}")
     clock = Clock(dist.device, *((1, 2) if args.tiny else (8, 20)))
     peak = matmul_tflops(dist.device, clock, 64 if args.tiny else 8192)
-    cudnn = torch.backends.cudnn.version() if dist.device.type == "cuda" else None
-    print(f"{dist.device}: torch {torch.__version__}, cuDNN {cudnn}; a large bf16 product reaches {peak:.3g} TFLOP/s")
+    where = circumstances(dist.device)
+    print(f"{', '.join(' '.join(part) for part in where.items())}; a large bf16 product reaches {peak:.3g} TFLOP/s")
     print(HEADER)
     found = []
-    for case in (tiny(case) if args.tiny else case for case in CASES if args.only in case.name):
+    for case in cases:
         figures = bench(case, clock, dist, args.profile, asked)
         found.append(figures)
         for path, of in figures["paths"].items():
@@ -284,8 +307,8 @@ def main(argv: list[str]) -> None:
                 print(f"    {ms:8.2f} ms {ms / of['ms']:6.1%} {name[:110]}")
             sys.stdout.flush()
     if args.json is not None:
-        report = {"torch": torch.__version__, "cudnn": cudnn, "matmul_tflops": peak, "cases": found}
-        args.json.write_text(json.dumps(report, indent=2))
+        with written_aside(args.json) as path:
+            path.write_text(as_json(where | {"matmul_tflops": peak, "cases": found}), encoding="utf-8")
 
 
 if __name__ == "__main__":

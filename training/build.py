@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 from typing import Any
 
@@ -55,9 +56,13 @@ def _check_fp8(device: torch.device) -> None:
 
 def kernels_on(device: torch.device, settings: dict[str, Any]) -> dict[str, str]:
     """The key ``kernels`` of `settings`, if it is there, as it is on `device`: the plain path where there is no GPU,
-    unless Triton is told to interpret its own."""
+    unless Triton is told to interpret its own. `InputError` where Triton is to be used and is not installed."""
     kind = settings.get("kernels", "torch")
-    if kind == "torch" or device.type == "cuda" or (kind == "triton" and os.environ.get("TRITON_INTERPRET")):
+    interpreted = kind == "triton" and os.environ.get("TRITON_INTERPRET")
+    if kind == "torch" or device.type == "cuda" or interpreted:
+        # Here and not where the configuration is checked: what was trained with Triton is evaluated without it.
+        if kind == "triton" and importlib.util.find_spec("triton") is None:
+            raise InputError('arch.kernels=triton needs the package triton: pip install -e ".[kernels]"')
         return {}
     if kind == "triton":
         warn(f"arch.kernels=triton is for GPUs: on {device.type} the plain path computes the same")

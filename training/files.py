@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from datasets.common import InputError, check_folder
+
 # A full disk, an exceeded quota, a disk or folder that became read-only: worth a warning, not worth a run.
 _DISK_REFUSALS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES})
 
@@ -27,6 +29,15 @@ def sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def check_file(path: Path, named: str) -> None:
+    """`InputError` unless `path`, which the user named so, can be written as a file in a folder that is there."""
+    if path.is_dir():
+        raise InputError(f"{named} is a folder: name a file in it")
+    if not path.parent.is_dir():
+        raise InputError(f"{named}: {path.parent} is not a folder; create it or correct the path")
+    check_folder(path.parent, named)
 
 
 @contextmanager

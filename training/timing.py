@@ -6,14 +6,21 @@ milliseconds = clock(lambda: step())
 
 from __future__ import annotations
 
+import contextlib
+import json
+import math
+import platform
 import statistics
+import subprocess
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 import torch._dynamo.utils
 from torch.profiler import ProfilerActivity, profile
 
+ROOT = Path(__file__).parents[1]
 # What PyTorch's dispatcher calls the attention kernels, in the order in which they are looked for.
 ATTENTION = {
     "trm_lab::attention": "FlashAttention-4",
@@ -22,6 +29,31 @@ ATTENTION = {
     "_scaled_dot_product_efficient_attention": "memory-efficient",
     "_scaled_dot_product_attention_math": "math",
 }
+
+
+def circumstances(device: torch.device) -> dict[str, str]:
+    """What figures hold for: the device's name, the libraries, and the commit where the code is a git checkout."""
+    found = {"device": f"{device} ({platform.machine()})", "torch": torch.__version__}
+    if device.type == "cuda":
+        found |= {"device": torch.cuda.get_device_name(device), "cudnn": str(torch.backends.cudnn.version())}
+    # The checkout's own, and not that of a repository that it may lie in.
+    asked = ["git", f"--git-dir={ROOT / '.git'}", "rev-parse", "--short", "HEAD"]
+    with contextlib.suppress(OSError, subprocess.CalledProcessError):
+        found["commit"] = subprocess.run(asked, capture_output=True, text=True, check=True).stdout.strip()
+    return found
+
+
+def as_json(value: object) -> str:
+    """Figures as JSON, which has no number for what is not one: null."""
+    return json.dumps(_finite(value), indent=2, allow_nan=False)
+
+
+def _finite(value: object) -> object:
+    if isinstance(value, dict):
+        return {key: _finite(part) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(part) for part in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 class Clock:

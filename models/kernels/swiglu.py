@@ -47,22 +47,27 @@ def _interleaved(gate_up: Tensor, dtype: torch.dtype) -> Tensor:
     return torch.stack(gate_up.to(dtype).chunk(2), dim=1).flatten(0, 1)
 
 
+def _tokens(x: Tensor) -> Tensor:
+    """[tokens, D], one after another as the products take them, of x [..., D] however it lies."""
+    return x.reshape(-1, x.shape[-1]).contiguous()
+
+
 @library.custom_op("trm_lab::gated_mlp", mutates_args=())
 def _forward(x: Tensor, gate_up: Tensor, down: Tensor) -> Tensor:
-    _, gated = _up(x.reshape(-1, x.shape[-1]), _interleaved(gate_up, x.dtype), False)
+    _, gated = _up(_tokens(x), _interleaved(gate_up, x.dtype), False)
     return (gated @ down.to(x.dtype).T).view(x.shape)
 
 
 @library.custom_op("trm_lab::gated_mlp_with_gates", mutates_args=())
 def _forward_with_gates(x: Tensor, gate_up: Tensor, down: Tensor) -> tuple[Tensor, Tensor]:
-    gates, gated = _up(x.reshape(-1, x.shape[-1]), _interleaved(gate_up, x.dtype), True)
+    gates, gated = _up(_tokens(x), _interleaved(gate_up, x.dtype), True)
     assert gates is not None
     return (gated @ down.to(x.dtype).T).view(x.shape), gates
 
 
 @library.custom_op("trm_lab::gated_mlp_backward", mutates_args=())
 def _backward(dy: Tensor, x: Tensor, gate_up: Tensor, down: Tensor, gates: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    dy, x = dy.reshape(-1, dy.shape[-1]), x.reshape(-1, x.shape[-1])
+    dy, x = _tokens(dy), _tokens(x)
     d_gates, gated = _down_backward(dy, down.to(dy.dtype), gates)
     dx = d_gates @ _interleaved(gate_up, x.dtype)
     d_gate_up = (d_gates.T @ x).unflatten(0, (-1, 2)).transpose(0, 1).flatten(0, 1)
@@ -99,7 +104,7 @@ def _keep(ctx, inputs, output) -> None:
 
 def _differentiate(ctx, dy: Tensor, _: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
     x, *weights, gates = ctx.saved_tensors
-    dx, *d_weights = _backward(dy.contiguous(), x, *weights, gates)
+    dx, *d_weights = _backward(dy, x, *weights, gates)
     return dx.view(x.shape), *d_weights
 
 

@@ -12,7 +12,8 @@ import torch.nn.functional as F
 import pretrain
 from datasets.common import InputError
 from datasets.puzzle_dataset import PuzzleDataset
-from models.kernels import Kernels
+from models.act import ACTConfig
+from models.kernels import PLAIN, Kernels
 from models.kernels.fp8 import LARGEST, fits, fp8_linear
 from models.layers import Block, ReasoningModule
 from tests.training.runs import TRM, build_sudoku_4x4, overrides
@@ -122,3 +123,21 @@ def test_products_of_kernels_are_left_to_them() -> None:
     level = ReasoningModule([Block(64, 2, 4, 1e-5, kernels=kernels)]).use_fp8_passes()
     narrow = {name for name, part in level.named_modules() if getattr(part, "fp8_passes", False)}
     assert narrow == {"layers.0.self_attn.qkv_proj", "layers.0.self_attn.o_proj"}
+
+
+def test_the_products_of_the_mlp_over_positions_are_its_kernels(tmp_path: Path, monkeypatch: Any) -> None:
+    """Though 16 positions are a length that would fit."""
+    over_positions = {"layers.0.mlp_t.gate_up_proj", "layers.0.mlp_t.down_proj"}
+    over_channels = {"layers.0.mlp.gate_up_proj", "layers.0.mlp.down_proj"}
+    kernels = Kernels(mix_tokens=lambda x, *_: x)
+    for use, expected in ((PLAIN, over_positions | over_channels), (kernels, over_channels)):
+        level = ReasoningModule([Block(64, 2, 4, 1e-5, mlp_length=16, kernels=use)]).use_fp8_passes()
+        assert {name for name, part in level.named_modules() if getattr(part, "fp8_passes", False)} == expected
+    everything = Kernels(mix_tokens=kernels.mix_tokens, gated_mlp=lambda x, *_: x)
+    monkeypatch.setattr(ACTConfig, "find_kernels", lambda *_: everything)
+    more = ["arch.fp8_passes=true", "arch.forward_dtype=bfloat16", "arch.mlp_t=true", "arch.pos_encodings=none"]
+    sudoku = build_sudoku_4x4(tmp_path / "sudoku")  # 16 cells, and so 16 positions without puzzle tokens
+    config = load_config("cfg_pretrain", overrides(TRM, sudoku, tmp_path / "run", *more, "arch.puzzle_emb_ndim=0"))
+    settings = model_config(config.arch, PuzzleDataset([str(sudoku)], "train").metadata, 8, torch.device("cpu"))
+    with pytest.raises(InputError, match="finds no product to compute so"):
+        build_model(config.arch, settings, torch.device("cpu"))

@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
+import itertools
+import random
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -17,6 +19,7 @@ from torch import Tensor
 
 from models import kernels, load_class
 from models.kernels import PLAIN, Kernels, find
+from models.kernels import attention as attention_kernel
 from models.kernels import swiglu as swiglu_kernel
 from models.kernels.attention import attend, attend_plainly
 from models.kernels.swiglu import gated_mlp
@@ -36,7 +39,7 @@ def swiglu(pairs: Tensor) -> Tensor:
 
 
 def gemm_gated(x: Tensor, weights: Tensor, *, activation: str, store_preact: bool, config: Any) -> Any:
-    assert activation == "swiglu" and config.pingpong
+    assert activation == "swiglu" and config.pingpong and x.is_contiguous()
     pairs = x @ weights
     return pairs if store_preact else None, swiglu(pairs)
 
@@ -44,7 +47,7 @@ def gemm_gated(x: Tensor, weights: Tensor, *, activation: str, store_preact: boo
 def gemm_dgated(
     dy: Tensor, down: Tensor, pairs: Tensor, *, activation: str, config: Any, dynamic_scheduler: bool
 ) -> Any:
-    assert activation == "swiglu" and config.pingpong and dynamic_scheduler
+    assert activation == "swiglu" and config.pingpong and dynamic_scheduler and dy.is_contiguous()
     gate, up = pairs.unflatten(-1, (-1, 2)).unbind(-1)
     share, d_product = gate.sigmoid(), dy @ down
     d_pairs = torch.stack((d_product * up * share * (1 + gate * (1 - share)), d_product * gate * share), dim=-1)
@@ -60,7 +63,7 @@ def flash_forward(query: Tensor, key: Tensor, value: Tensor, *, return_lse: bool
 def flash_backward(
     query: Tensor, key: Tensor, value: Tensor, mixed: Tensor, d_mixed: Tensor, lse: Tensor, *, deterministic: bool
 ) -> Any:
-    assert not deterministic and d_mixed.is_contiguous()
+    assert deterministic == torch.are_deterministic_algorithms_enabled() and d_mixed.is_contiguous()
     scores = torch.einsum("bqhd,bkhd->bhqk", query, key) * query.shape[-1] ** -0.5
     weights = (scores - lse[..., None]).exp()
     d_weights = torch.einsum("bqhd,bkhd->bhqk", d_mixed, value)
@@ -72,8 +75,11 @@ def flash_backward(
 @pytest.fixture
 def libraries(monkeypatch: pytest.MonkeyPatch) -> None:
     """PyTorch in the place of the libraries, where there is no GPU for them."""
-    if HOPPER:
-        return
+    if not HOPPER:
+        put_in_place(monkeypatch)
+
+
+def put_in_place(monkeypatch: pytest.MonkeyPatch) -> None:
     modules: dict[str, dict[str, Any]] = {
         "quack": {},
         "quack.gemm_interface": {"gemm_gated": gemm_gated, "gemm_dgated": gemm_dgated},
@@ -131,6 +137,36 @@ def test_the_gated_mlp_and_its_gradients_are_those_of_swiglu(shape: tuple[int, .
 
 
 @pytest.mark.usefixtures("libraries")
+@pytest.mark.parametrize("seed", range(8))
+def test_the_gated_mlp_at_random_shapes(seed: int) -> None:
+    device, dtype = device_and_dtype("quack")
+    draw = random.Random(seed)
+    shape = *(draw.randint(1, 40) for _ in range(draw.randint(1, 2))), 16 * draw.randint(1, 12)
+    torch.manual_seed(seed)
+    plain, fused = (SwiGLU(shape[-1], 4, use).to(device) for use in (PLAIN, Kernels(gated_mlp=gated_mlp)))
+    fused.load_state_dict(plain.state_dict())
+    x = torch.randn(shape, device=device).to(dtype)
+    agree(results(fused, x), results(plain, x), dtype)
+
+
+@pytest.mark.usefixtures("libraries")
+def test_the_gated_mlp_takes_tokens_and_gradients_however_they_lie() -> None:
+    """In steps through something wider, transposed, and the same value for all."""
+    device, dtype = device_and_dtype("quack")
+    torch.manual_seed(0)
+    plain, fused = (SwiGLU(32, 4, use).to(device) for use in (PLAIN, Kernels(gated_mlp=gated_mlp)))
+    fused.load_state_dict(plain.state_dict())
+    wide, tall, one = (torch.randn(shape, device=device).to(dtype) for shape in ((21, 64), (32, 21), ()))
+    lying = [wide[:, ::2], tall.T, one.expand(21, 32)]
+    assert not any(tensor.is_contiguous() for tensor in lying)
+    for x, dy in itertools.product(lying[:2], lying):
+        x = x.detach().requires_grad_()
+        found, expected = (torch.autograd.grad(mlp(x), [x, *mlp.parameters()], dy) for mlp in (fused, plain))
+        with torch.no_grad():
+            agree([fused(x), *found], [plain(x), *expected], dtype)
+
+
+@pytest.mark.usefixtures("libraries")
 def test_gate_and_up_are_kept_for_gradients_only(monkeypatch: pytest.MonkeyPatch) -> None:
     device, dtype = device_and_dtype("quack")
     kept, up = [], swiglu_kernel._up
@@ -160,6 +196,54 @@ def test_attention_and_its_gradients_are_those_of_pytorch(length: int) -> None:
     expected = results(plain, x, cos_sin)
     agree(results(fused, x, cos_sin), expected, dtype)
     agree(results(torch.compile(fused, backend="aot_eager", fullgraph=True), x, cos_sin), expected, dtype)
+
+
+@pytest.mark.usefixtures("libraries")
+@pytest.mark.parametrize("seed", range(8))
+def test_attention_at_random_shapes(seed: int) -> None:
+    device, dtype = device_and_dtype("flash_attn")
+    draw = random.Random(seed)
+    rows, length, heads = draw.randint(1, 4), draw.randint(1, 150), draw.randint(1, 4)
+    torch.manual_seed(seed)
+    plain, fused = (Attention(64 * heads, heads, use).to(device) for use in (PLAIN, Kernels(attention=attend)))
+    fused.load_state_dict(plain.state_dict())
+    x = torch.randn(rows, length, 64 * heads, device=device).to(dtype)
+    agree(results(fused, x, None), results(plain, x, None), dtype)
+
+
+@pytest.mark.parametrize("repeatable", [False, True])
+def test_attention_is_as_repeatable_as_pytorch_is_told_to_be(repeatable: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    put_in_place(monkeypatch)
+    told, backward = [], flash_backward
+
+    def recorded(*tensors: Tensor, deterministic: bool) -> Any:
+        told.append(deterministic)
+        return backward(*tensors, deterministic=deterministic)
+
+    monkeypatch.setattr(sys.modules["flash_attn.cute.interface"], "_flash_attn_bwd", recorded)
+    x = torch.randn(1, 5, 2, 8, dtype=torch.float64, requires_grad=True)
+    before = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(repeatable)
+    try:
+        attend(x, x, x).sum().backward()
+    finally:
+        torch.use_deterministic_algorithms(before)
+    assert told == [repeatable]
+
+
+@pytest.mark.parametrize(("ours", "pytorch", "chosen"), [(1.0, 2.0, True), (2.0, 1.0, False), (1.0, 1.0, False)])
+def test_attention_is_chosen_where_it_takes_less_time(
+    ours: float, pytorch: float, chosen: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+
+    def timed(attention: Any, shape: tuple[int, ...]) -> float:
+        asked.append(shape)
+        return {attend: ours, attend_plainly: pytorch}[attention]
+
+    monkeypatch.setattr(attention_kernel, "_time", timed)
+    assert attention_kernel.is_faster.__wrapped__(97, 2, 64) is chosen  # what is remembered is left alone
+    assert asked == [(attention_kernel.ROWS, 97, 3, 2, 64)] * 2
 
 
 def test_operations_are_counted_as_those_of_the_plain_path() -> None:

@@ -122,6 +122,23 @@ def test_a_run_of_replays_is_the_plain_run_to_the_bit(
     assert tape.recorded == recorded
 
 
+def test_a_replay_halts_no_row_earlier_than_its_own_step_says(sudoku: Path, tmp_path: Path) -> None:
+    """Where every row would halt at once but for exploration."""
+    found = []
+    for graphed in (False, True):
+        exploring = ("arch.halt_exploration_prob=1", "arch.halt_max_steps=4")
+        run, state = run_of(sudoku, tmp_path, f"max_steps={3 * WARM_UP + 4}", *exploring)
+        with torch.no_grad():
+            state.model.model.inner.q_head.bias[0] = 5
+        if graphed:
+            state.differentiate = GraphedPass(Tape(state))
+        found.append(trained(run, state))
+    (weights, metrics), (again, replayed) = found
+    finished = [(float(figures["steps"]), float(figures["count"])) for figures in metrics[WARM_UP:]]
+    assert any(2 < steps / count < 4 for steps, count in finished if count)
+    assert same(weights, again) and all(same(one, other) for one, other in zip(metrics, replayed, strict=True))
+
+
 def test_it_is_evaluated_saved_and_resumed_like_any_other(
     sudoku: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

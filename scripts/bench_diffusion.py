@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import json
 import math
 import sys
 from pathlib import Path
@@ -22,6 +21,7 @@ from typing import Any, cast
 import numpy as np
 import torch
 
+from datasets.common import InputError
 from datasets.puzzle_dataset import Batch, PuzzleDataset
 from diffusion_streaming import HCycleStreamer, LayerUpdateStreamer
 from training import distributed
@@ -33,9 +33,10 @@ from training.diffusion_head import build_head, head_config
 from training.diffusion_schema import DiffusionTrainConfig
 from training.diffusion_trainer import DiffusionTrainer916, DiffusionTrainer9160
 from training.distributed import Distributed
+from training.files import check_file, written_aside
 from training.flops import head_flops, teacher_flops
 from training.teacher import Teacher
-from training.timing import Clock, matmul_tflops
+from training.timing import Clock, as_json, circumstances, matmul_tflops
 
 # Rows of a training step of each head; the cases that are measured.
 CASES: list[tuple[str, list[str], int]] = [
@@ -160,10 +161,15 @@ def bench_head(
 def main(argv: list[str]) -> None:
     parser = argparse.ArgumentParser(prog="bench_diffusion", description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("--tiny", action="store_true", help="small shapes, for a machine without a GPU")
-    parser.add_argument("--only", help="measure the cases whose name contains this")
+    parser.add_argument("--only", default="", help="measure the cases whose name contains this")
     parser.add_argument("--replay", type=float, default=4.0, help="uses of a harvested row (default 4)")
     parser.add_argument("--json", type=Path, help="write the figures to this file as well")
     args = parser.parse_args(argv)
+    cases = [case for case in CASES if args.only in case[0]]
+    if not cases:
+        raise InputError(f"--only {args.only}: no case has that in its name: {', '.join(name for name, *_ in CASES)}")
+    if args.json is not None:
+        check_file(args.json, f"--json {args.json}")
     dist = distributed.init("cpu" if args.tiny else "auto")
     clock = Clock(dist.device, *((1, 2) if args.tiny else (8, 20)))
     teacher = random_teacher(TINY if args.tiny else ARC, 12 if args.tiny else 900, dist)
@@ -171,15 +177,14 @@ def main(argv: list[str]) -> None:
         compile_levels(teacher.model)
     peak = matmul_tflops(dist.device, clock, 64 if args.tiny else 8192)
     recursion = bench_teacher(teacher, 2 if args.tiny else 192, clock, dist.device)
-    print(f"{dist.device}: a large bf16 product reaches {peak:.3g} TFLOP/s")
+    where = circumstances(dist.device)
+    print(f"{', '.join(' '.join(part) for part in where.items())}; a large bf16 product reaches {peak:.3g} TFLOP/s")
     print(
         f"teacher: {1000 * recursion['h_cycle_ms']:.1f} us and {recursion['h_cycle_gflop']:.1f} GFLOP a row and "
         f"H-cycle, {recursion['tflops']:.3g} TFLOP/s, {recursion['rows']} rows"
     )
     heads = []
-    for name, overrides, rows in CASES:
-        if args.only is not None and args.only not in name:
-            continue
+    for name, overrides, rows in cases:
         options = [*overrides, f"harvest.replay={args.replay}"]
         figures = bench_head(name, options, 4 if args.tiny else rows, teacher, clock, dist, 0.01 if args.tiny else 12.0)
         figures["share_of_peak"] = cast(float, figures["train_tflops"]) / peak
@@ -189,7 +194,9 @@ def main(argv: list[str]) -> None:
             " | ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in figures.items()), flush=True
         )
     if args.json is not None:
-        args.json.write_text(json.dumps({"matmul_tflops": peak, "teacher": recursion, "heads": heads}, indent=2))
+        with written_aside(args.json) as path:
+            found = where | {"matmul_tflops": peak, "teacher": recursion, "heads": heads}
+            path.write_text(as_json(found), encoding="utf-8")
 
 
 if __name__ == "__main__":

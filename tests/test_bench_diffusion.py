@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from datasets.common import InputError
 from scripts.bench_diffusion import main
 
 
@@ -27,3 +28,15 @@ def test_figures_belong_together(head: str, tokens: int, tmp_path: Path, capsys:
         assert figures["harvest_share"] == pytest.approx(figures["harvest_ms"] / both)
         assert figures["nfe_in_h_cycles"] == pytest.approx(figures["nfe_ms"] / found["teacher"]["h_cycle_ms"])
     assert head in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [(["--only", "nothing"], "--only nothing: no case"), (["--json", "/nowhere/a.json"], "/nowhere is not a folder")],
+)
+def test_what_cannot_be_measured_or_written_is_refused_first(
+    arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(InputError, match=words):
+        main(["--tiny", *arguments])
+    assert not capsys.readouterr().out

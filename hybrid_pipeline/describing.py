@@ -30,7 +30,7 @@ from hybrid_pipeline.describe_schema import DescribeConfig
 from hybrid_pipeline.descriptions import Listener, rows_to_train, sentence_table
 from hybrid_pipeline.latents import check_level, level_lengths
 from hybrid_pipeline.speaker import Said, Speaker
-from hybrid_pipeline.telling import Teller
+from hybrid_pipeline.teller import Teller
 from training.checkpoint import Checkpoint
 from training.distributed import FlatGradients
 from training.ema import EMA, warmed_up_rate

@@ -24,10 +24,11 @@ from hybrid_pipeline.descriptions import (
     rows_to_train,
     sentence_table,
 )
+from hybrid_pipeline.identifying import _of_rules, log_likelihoods, meaning, some_wordings
 from hybrid_pipeline.instructed import SEEN, UNSEEN, instance_odds
 from hybrid_pipeline.rules import INSTANCES, RULES
 from hybrid_pipeline.speaker import Said, StubSpeaker, open_speaker
-from hybrid_pipeline.telling import _of_rules, evaluate, log_likelihoods, meaning, some_wordings
+from hybrid_pipeline.telling import evaluate
 from tests.hybrid_pipeline.test_hybrid_train import INSTRUCTED, TINY
 from tests.training.runs import records
 from training.checkpoint import load_checkpoint
@@ -82,7 +83,7 @@ def test_a_run_trains_and_evaluates_with_its_controls(teller: Path, more: list[s
         assert all(0 < loss < 20 for loss in losses) and len(set(losses)) == 4
         assert figures[f"{name}/loss_none_above"] == pytest.approx(losses[3] - losses[0], abs=1e-4)
         assert records(tmp_path, f"eval/{name}/loss") == {4: figures[f"{name}/loss"]}
-    assert figures["unseen/identified_rows"] == 3 and len(report["answer"]) == 3
+    assert figures["unseen/identified_rows"] == 3 and len(report["answers"]["rule"]) == 3
     assert ("unseen/used_dimensions" in figures) == bool(report["kl"]) == ("use_vae_adapter=true" in str(more))
     assert list(records(tmp_path, "train/loss")) == [1, 2, 3, 4]
 
@@ -227,7 +228,10 @@ def test_rules_are_told_by_what_costs_least(teller: Path, listener: Listener, mo
 
     monkeypatch.setattr(told.speaker, "candidate_losses", knowing)
     figures, details = evaluate(told, listener, config)
-    assert figures["unseen/rule"] == figures["unseen/instance"] == 1 and details["answer"] == rows.instance.tolist()
+    assert (
+        figures["unseen/rule"] == figures["unseen/instance"] == 1
+        and details["answers"]["instance"] == rows.instance.tolist()
+    )
     assert figures["unseen/rule_shuffled"] < 0.6
     for name in ("trained", "held_out"):
         likely = np.array(details[f"log_likelihood_{name}"])
@@ -250,7 +254,7 @@ def test_a_rule_is_as_likely_as_its_instances_together(
         assert np.array_equal(asked, numbers.reshape(-1))
         return np.select([rules == many, rules == alone], [2.5, 2.0], 50.0)
 
-    monkeypatch.setattr("hybrid_pipeline.telling._scores", scores)
+    monkeypatch.setattr("hybrid_pipeline.identifying._scores", scores)
     rows, _ = rows_to_test(listener.data, UNSEEN, 2)
     prefix, _ = told.prefix(*listener.latents(rows))
     likely = log_likelihoods(told, prefix, some_wordings(False, 14), 8)

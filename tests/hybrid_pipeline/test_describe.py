@@ -13,7 +13,6 @@ import torch
 import hybrid_describe
 import hybrid_train
 from hybrid_pipeline.adapters.latent_to_text import LatentToTextAdapter
-from hybrid_pipeline.describe_schema import CONFIG, DescribeConfig
 from hybrid_pipeline.describing import GROUPS, Trainer, Words, build_teller
 from hybrid_pipeline.descriptions import (
     RULE_OF_INSTANCE,
@@ -29,48 +28,11 @@ from hybrid_pipeline.instructed import SEEN, UNSEEN, instance_odds
 from hybrid_pipeline.rules import INSTANCES, RULES
 from hybrid_pipeline.speaker import Said, StubSpeaker, open_speaker
 from hybrid_pipeline.telling import evaluate
+from tests.hybrid_pipeline.describe_runs import make, run
 from tests.hybrid_pipeline.test_hybrid_train import INSTRUCTED, TINY
 from tests.training.runs import records
 from training.checkpoint import load_checkpoint
 from training.cli import run_cli
-from training.config import load_config
-
-SMALL = [
-    "speaker.model=stub",
-    "adapter.bottleneck=16",
-    "adapter.vae_size=4",
-    "latent_rows=32",
-    "word_steps=2",
-    "word_batch_size=8",
-    "global_batch_size=4",
-    "identify_rows=3",
-    "eval_batch_size=4",
-    "lr_warmup_steps=1",
-    "log_interval=1",
-    "device=cpu",
-    "logger.plots=false",
-    "logger.progress_bar=false",
-]
-
-
-@pytest.fixture(scope="module")
-def teller(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("teller")
-    assert run_cli(hybrid_train.main, [*TINY, *INSTRUCTED, f"checkpoint_path={folder}", "max_steps=1"]) == 0
-    return folder
-
-
-@pytest.fixture(scope="module")
-def listener(teller: Path) -> Listener:
-    return open_listener(str(teller), torch.device("cpu"))
-
-
-def run(teller: Path, folder: Path, *more: str) -> int:
-    return run_cli(hybrid_describe.main, [*SMALL, f"checkpoint={teller}", f"checkpoint_path={folder}", *more])
-
-
-def make(teller: Path, *more: str) -> DescribeConfig:
-    return load_config(CONFIG, [*SMALL, f"checkpoint={teller}", "max_steps=4", *more], DescribeConfig)
 
 
 @pytest.mark.parametrize("more", [[], ["adapter.use_vae_adapter=true"], ["adapter.use_attention_pooling=false"]])

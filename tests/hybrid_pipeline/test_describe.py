@@ -27,12 +27,14 @@ from hybrid_pipeline.identifying import _of_rules, log_likelihoods, meaning, som
 from hybrid_pipeline.instructed import SEEN, UNSEEN, instance_odds
 from hybrid_pipeline.rules import INSTANCES, RULES
 from hybrid_pipeline.speaker import Said, StubSpeaker, open_speaker
+from hybrid_pipeline.teller import Teller
 from hybrid_pipeline.telling import evaluate
 from tests.hybrid_pipeline.describe_runs import make, run
 from tests.hybrid_pipeline.test_hybrid_train import INSTRUCTED, TINY
 from tests.training.runs import records
 from training.checkpoint import load_checkpoint
 from training.cli import run_cli
+from training.plots import CURVES_NAME
 
 
 @pytest.mark.parametrize("more", [[], ["adapter.use_vae_adapter=true"], ["adapter.use_attention_pooling=false"]])
@@ -45,7 +47,11 @@ def test_a_run_trains_and_evaluates_with_its_controls(teller: Path, more: list[s
         assert all(0 < loss < 20 for loss in losses) and len(set(losses)) == 4
         assert figures[f"{name}/loss_none_above"] == pytest.approx(losses[3] - losses[0], abs=1e-4)
         assert records(tmp_path, f"eval/{name}/loss") == {4: figures[f"{name}/loss"]}
-    assert figures["unseen/identified_rows"] == 3 and len(report["answers"]["rule"]) == 3
+        own = report["losses"][name]
+        assert len(own["loss"]) == figures[f"{name}/rows"] == 10
+        for key in ("loss", "loss_shuffled", "loss_untold", "loss_none"):
+            assert sum(own[key]) / sum(own["tokens"]) == pytest.approx(figures[f"{name}/{key}"], abs=1e-4)
+    assert figures["unseen/identified_rows"] == len(report["said"]) == 3 and len(report["answers"]["rule"]) == 3
     assert ("unseen/used_dimensions" in figures) == bool(report["kl"]) == ("use_vae_adapter=true" in str(more))
     assert list(records(tmp_path, "train/loss")) == [1, 2, 3, 4]
 
@@ -252,6 +258,7 @@ def test_a_said_text_is_known_by_its_sentence() -> None:
         ("adapter.pooling_heads=3", "pooling_heads=3"),
         ("adapter.vae_betta=1", "adapter.vae_beta"),
         ("speaker.model=tests", "tests"),
+        ("compile=true", "compile=true"),
     ],
 )
 def test_mistakes_are_told_in_one_line(
@@ -278,6 +285,75 @@ def test_another_setting_or_model_is_another_run(
     assert run_cli(hybrid_train.main, [*TINY, *INSTRUCTED, f"checkpoint_path={other}", "max_steps=2"]) == 0
     assert run(other, tmp_path / "run", "max_steps=4") == 2
     assert "give the same model" in capsys.readouterr().err
+
+
+def test_a_run_goes_on_before_the_same_language_model_alone(
+    teller: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert run(teller, tmp_path, "max_steps=3") == 0
+    other = StubSpeaker()
+    other.identity = "another"
+    monkeypatch.setattr(hybrid_describe, "open_speaker", lambda *asked: other)
+    assert run(teller, tmp_path, "max_steps=4") == 2
+    error = capsys.readouterr().err
+    assert "before stub" in error and "install the same model" in error
+
+
+def test_the_averaged_weights_are_evaluated(teller: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found: list[dict[str, torch.Tensor]] = []
+
+    def seen(told: Teller, *rest: Any) -> tuple[dict[str, float], dict[str, Any]]:
+        found.append({name: p.detach().clone() for name, p in told.adapter.named_parameters()})
+        return {"rows": 1.0}, {}
+
+    monkeypatch.setattr(hybrid_describe, "evaluate", seen)
+    assert run(teller, tmp_path, "max_steps=4", "lr=0.1") == 0
+    saved = load_checkpoint(tmp_path / "checkpoints/step_4", groups=GROUPS).groups
+    (evaluated,) = found
+    assert evaluated.keys() == saved["ema"].keys()
+    assert all(torch.equal(tensor, saved["ema"][name]) for name, tensor in evaluated.items())
+    assert not any(torch.equal(tensor, saved["model"][name]) for name, tensor in evaluated.items())
+
+
+def test_other_evaluation_settings_evaluate_again(
+    teller: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def report() -> dict[str, Any]:
+        return json.loads(path.read_text())
+
+    path = tmp_path / "eval/step_3/descriptions.json"
+    assert run(teller, tmp_path, "max_steps=3", "identify_rows=0") == 0
+    assert report()["settings"] == {"eval_rows": None, "identify_rows": 0, "identify_wordings": 1}
+    trained = (tmp_path / "checkpoints/step_3/manifest.json").stat().st_mtime_ns
+    capsys.readouterr()
+    for asked, again in (
+        ("identify_rows=2", "identify_rows=2 (was 0)"),
+        ("eval_batch_size=3", ""),
+        ("eval_rows=5", ""),
+    ):
+        before = path.stat().st_mtime_ns
+        # The second differs in nothing that a figure depends on.
+        more = ["identify_rows=2"] if asked != "identify_rows=2" else []
+        assert run(teller, tmp_path, "max_steps=3", asked, *more) == 0
+        said, evaluated = capsys.readouterr().err, path.stat().st_mtime_ns != before
+        assert evaluated == ("is evaluated again" in said) == (asked != "eval_batch_size=3"), asked
+        assert again in said
+    assert report()["settings"] == {"eval_rows": 5, "identify_rows": 2, "identify_wordings": 1}
+    assert report()["figures"]["unseen/rows"] == 5 and len(report()["losses"]["unseen"]["loss_none"]) == 5
+    assert (tmp_path / "checkpoints/step_3/manifest.json").stat().st_mtime_ns == trained
+
+    older = report()
+    del older["settings"]
+    path.write_text(json.dumps(older))
+    assert run(teller, tmp_path, "max_steps=3", "eval_rows=5", "identify_rows=2") == 0
+    assert "eval_rows=5 (not recorded)" in capsys.readouterr().err and "settings" in report()
+
+
+def test_curves_are_drawn_at_the_end(teller: Path, tmp_path: Path) -> None:
+    for plots in ("false", "true"):
+        folder = tmp_path / plots
+        assert run(teller, folder, "max_steps=3", "identify_rows=0", "eval_rows=2", f"logger.plots={plots}") == 0
+        assert (folder / CURVES_NAME).exists() == (plots == "true")
 
 
 def test_help_names_the_keys(capsys: pytest.CaptureFixture[str]) -> None:

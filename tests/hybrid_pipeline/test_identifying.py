@@ -21,8 +21,10 @@ from hybrid_pipeline.telling import losses
 from tests.hybrid_pipeline.describe_runs import make
 
 ROWS, TYPICAL = 60, 2 * 60  # prefixes are numbered: those of rows, those of rows untold, the typical one
-DECISIONS = ("", "shuffled", "gain", "gain_shuffled", "typical", "trained", "trained_shuffled", "trained_untold")
-DECISIONS += ("held_out", "held_out_shuffled")
+DECISIONS = [
+    *("", "shuffled", "gain", "gain_shuffled", "typical"),
+    *("trained", "trained_shuffled", "trained_untold", "held_out", "held_out_shuffled"),
+]
 
 
 def argmin(values: list[float]) -> int:
@@ -94,7 +96,8 @@ def test_every_decision_is_the_one_that_it_is_said_to_be(
     same_rule = [n for n, rule in enumerate(RULE_OF_INSTANCE) if rule == RULE_OF_INSTANCE[truth[3]]]
     said[3] = INSTANCES[same_rule[0] if same_rule[0] != truth[3] else same_rule[-1]].sentences(False)[2]
     said[4] = INSTANCES[truth[4]].sentences(True)[0]
-    expected_said = [(-1 if (found := meaning(text)) < 0 else int(RULE_OF_INSTANCE[found]), found) for text in said]
+    meant = [meaning(text) for text in said]
+    expected_said = [(-1 if found < 0 else int(RULE_OF_INSTANCE[found]), found) for found in meant]
 
     monkeypatch.setattr("hybrid_pipeline.identifying._scores", reference.scores)
     monkeypatch.setattr(teller.speaker, "say", lambda prefix, most: said if int(prefix[0, 0, 0]) == 0 else [])

@@ -10,14 +10,22 @@ import pytest
 import torch
 
 from hybrid_pipeline.describing import build_teller
-from hybrid_pipeline.descriptions import RULE_OF_INSTANCE, Listener, ToldRows, other_rows, rows_to_test, sentence_table
+from hybrid_pipeline.descriptions import (
+    RULE_OF_INSTANCE,
+    Listener,
+    ToldRows,
+    other_rows,
+    rows_to_test,
+    rows_to_train,
+    sentence_table,
+)
 from hybrid_pipeline.grids import crop_grid_from_eos
 from hybrid_pipeline.identifying import Prefixes, from_grids, identify, meaning
 from hybrid_pipeline.instructed import UNSEEN, instance_odds
 from hybrid_pipeline.rules import INSTANCES, RULES
 from hybrid_pipeline.speaker import Said, StubSpeaker
 from hybrid_pipeline.teller import Teller
-from hybrid_pipeline.telling import losses
+from hybrid_pipeline.telling import evaluate, losses
 from tests.hybrid_pipeline.describe_runs import make
 
 ROWS, TYPICAL = 60, 2 * 60  # prefixes are numbered: those of rows, those of rows untold, the typical one
@@ -124,6 +132,42 @@ def test_every_decision_is_the_one_that_it_is_said_to_be(
     assert np.array(details["nats"]) == pytest.approx(reference.nats[np.arange(ROWS)[:, None], numbers], abs=1e-4)
     assert np.array(details["nats_typical"]) == pytest.approx(reference.nats[TYPICAL][numbers], abs=1e-4)
     assert details["tokens"] == np.array(reference.lengths)[numbers].tolist()
+
+
+def test_an_evaluation_asks_what_it_names(listener: Listener, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = make(listener.path, "identify_rows=4", "eval_rows=6")
+    teller = build_teller(config, listener, StubSpeaker())
+    scored: list[tuple[Said, torch.Tensor, torch.Tensor]] = []
+    asked: list[tuple[ToldRows, np.ndarray, Prefixes]] = []
+
+    def losses(teller: Teller, said: Said, own: torch.Tensor, untold: torch.Tensor, config: Any) -> Any:
+        scored.append((said, own, untold))
+        return {}, {}
+
+    def identify(teller: Teller, rows: ToldRows, wording: np.ndarray, prefixes: Prefixes, config: Any) -> Any:
+        asked.append((rows, wording, prefixes))
+        return {}, {}
+
+    monkeypatch.setattr("hybrid_pipeline.telling.losses", losses)
+    monkeypatch.setattr("hybrid_pipeline.telling.identify", identify)
+    evaluate(teller, listener, config)
+
+    def prefix(rows: ToldRows, silent: bool = False) -> torch.Tensor:
+        with torch.no_grad():
+            return teller.prefix(*listener.latents(rows, silent=silent))[0]
+
+    assert len(scored) == len(listener.data.test)
+    for name, (said, own, untold) in zip(listener.data.test, scored, strict=True):
+        rows, wording = rows_to_test(listener.data, name, 6)
+        assert torch.equal(said.ids, teller.said(sentence_table(name == UNSEEN)[rows.instance, wording]).ids)
+        assert torch.equal(own, prefix(rows)) and torch.equal(untold, prefix(rows, silent=True))
+    ((rows, wording, prefixes),) = asked
+    expected, expected_wording = rows_to_test(listener.data, UNSEEN, 4)
+    assert np.array_equal(rows.told, expected.told) and np.array_equal(wording, expected_wording)
+    assert torch.equal(prefixes.own, prefix(rows)) and torch.equal(prefixes.untold, prefix(rows, silent=True))
+    assert not torch.equal(prefixes.own, prefixes.untold)
+    typical = prefix(rows_to_train(listener.data, 256, config.seed)).mean(0)
+    torch.testing.assert_close(prefixes.typical, typical)
 
 
 def test_what_grids_alone_say_is_right_where_the_odds_are(listener: Listener) -> None:

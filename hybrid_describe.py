@@ -14,6 +14,7 @@ from __future__ import annotations
 import json
 import sys
 from dataclasses import dataclass
+from typing import Any
 
 from datasets.common import InputError
 from hybrid_pipeline.build import weights_hash
@@ -26,12 +27,14 @@ from training import distributed
 from training.checkpoint import load_checkpoint, save_checkpoint
 from training.cli import run_cli
 from training.config import load_config, validate_config
+from training.config_errors import show
 from training.distributed import Distributed
 from training.evaluation import evaluation_folder, was_evaluated
 from training.files import written_aside
 from training.lock import exclusive
 from training.logging import RunLogger, check_packages, open_logger
 from training.manifest import read_manifest
+from training.plots import plot_curves
 from training.resume import checkpoint_to_resume
 from training.same_run import check_kind, check_settings, compare_lengths
 from training.signals import StopRequest
@@ -59,14 +62,16 @@ class Run:
 
 def main(argv: list[str]) -> None:
     config = load_config(CONFIG, argv, DescribeConfig)
+    if config.compile:
+        raise InputError("compile=true: nothing is compiled here, the language model stays as it is: leave it out")
     with distributed.init(config.device) as dist:
         if dist.world_size > 1:
             raise InputError("hybrid_describe.py runs in one process: start it without torchrun")
         check_packages(wandb=config.logger.wandb, tensorboard=config.logger.tensorboard)
         run = Run(config, dist, open_listener(config.checkpoint, dist.device))
         trainer = create_trainer(run)
-        with exclusive(config.run_dir, dist), open_logger(config, config.max_steps, trainer.step, dist) as logger:
-            train(run, trainer, logger)
+        with exclusive(config.run_dir, dist):
+            train(run, trainer)
 
 
 def create_trainer(run: Run) -> Trainer:
@@ -96,12 +101,12 @@ def create_trainer(run: Run) -> Trainer:
     return trainer
 
 
-def train(run: Run, trainer: Trainer, logger: RunLogger) -> None:
+def train(run: Run, trainer: Trainer) -> None:
     """The loop: step, log, save, and evaluate at the end; it stops there or, after saving, at a signal."""
     config, window = run.config, MetricWindow()
     adapter = sum(parameter.numel() for parameter in trainer.adapter.parameters())
-    logger.message(f"{adapter:,} weights in the adapter, before the frozen {trainer.teller.speaker.identity}")
-    with StopRequest() as stop:
+    with open_logger(config, config.max_steps, trainer.step, run.dist) as logger, StopRequest() as stop:
+        logger.message(f"{adapter:,} weights in the adapter, before the frozen {trainer.teller.speaker.identity}")
         while trainer.step < config.max_steps:
             window.add(trainer.train_step())
             last = trainer.step == config.max_steps
@@ -116,8 +121,27 @@ def train(run: Run, trainer: Trainer, logger: RunLogger) -> None:
             if stop.requested and not last:
                 logger.message(f"stopped by {stop.signal_name} at step {trainer.step}; the same command continues")
                 return
-    if not was_evaluated(config.run_dir, trainer.step, REPORT):
-        evaluate_now(run, trainer, logger)
+        if evaluation_is_due(run, trainer.step, logger):
+            evaluate_now(run, trainer, logger)
+    if config.logger.plots:
+        plot_curves(config.run_dir)
+
+
+def evaluation_is_due(run: Run, step: int, logger: RunLogger) -> bool:
+    """Whether there is none of this step, or one with other settings, which is said."""
+    if not was_evaluated(run.config.run_dir, step, REPORT):
+        return True
+    path = evaluation_folder(run.config.run_dir, step) / REPORT
+    recorded = json.loads(path.read_text(encoding="utf-8")).get("settings", {})  # older records lack them
+    asked = run.config.evaluation_settings
+    other = [
+        f"{key}={show(value)} ({f'was {show(recorded[key])}' if key in recorded else 'not recorded'})"
+        for key, value in asked.items()
+        if key not in recorded or recorded[key] != value
+    ]
+    if other:
+        logger.message(f"step {step} is evaluated again, {path} is replaced: {', '.join(other)}")
+    return bool(other)
 
 
 def evaluate_now(run: Run, trainer: Trainer, logger: RunLogger) -> None:
@@ -126,7 +150,8 @@ def evaluate_now(run: Run, trainer: Trainer, logger: RunLogger) -> None:
         figures, details = evaluate(trainer.teller, run.listener, run.config)
     folder = evaluation_folder(run.config.run_dir, trainer.step)
     folder.mkdir(parents=True, exist_ok=True)
-    record = {"heard": run.heard, "speaker": trainer.teller.speaker.identity, "figures": figures} | details
+    record: dict[str, Any] = {"heard": run.heard, "speaker": trainer.teller.speaker.identity}
+    record |= {"settings": run.config.evaluation_settings, "figures": figures} | details
     with written_aside(folder / REPORT) as aside:
         aside.write_text(json.dumps(record, indent=2), encoding="utf-8")
     logger.evaluation(trainer.step, figures, HEADLINES)

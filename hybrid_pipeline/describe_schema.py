@@ -45,7 +45,7 @@ class AdapterSection(Section):
     vae_beta: float = Field(ge=0)
     """price of a nat of its KL, in nats of the description; 1: the evidence lower bound"""
     vae_warmup_steps: int = Field(ge=0)
-    """first steps, over which the price rises from 0"""
+    """first steps, those for words included, over which the price rises from 0"""
     vae_free_bits: float = Field(ge=0)
     """nats a dimension that are charged in any case, so that there is nothing to gain below"""
 
@@ -96,6 +96,11 @@ class DescribeConfig(RunConfig):
         "identify_rows",
         "identify_wordings",
     }
+
+    @property
+    def evaluation_settings(self) -> dict[str, int | None]:
+        """What an evaluation's figures depend on beside the run; how many rows are scored at once is not of it."""
+        return {key: getattr(self, key) for key in ("eval_rows", "identify_rows", "identify_wordings")}
 
     @property
     def subject(self) -> str:

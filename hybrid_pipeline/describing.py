@@ -1,7 +1,8 @@
 """One training step of an adapter from latents to text, and what a run of them carries from step to step.
 
 The loss of a row is that of its description in nats, the sum over its tokens, plus β times the KL of the bottleneck
-where there is one (see `hybrid_pipeline.adapters.vae_adapter`): both in nats a description.
+where there is one (see `hybrid_pipeline.adapters.vae_adapter`): both in nats a description. β's warm-up is counted from
+the run's first step, unlike the learning rate, which starts anew with the language model's steps.
 
 A run's first steps do without the language model's body. They ask the prefix for the words of the description in any
 order: every token of the prefix is a distribution over the words of all training sentences, by how near it lies to the
@@ -30,7 +31,7 @@ from hybrid_pipeline.describe_schema import DescribeConfig
 from hybrid_pipeline.descriptions import Listener, rows_to_train, sentence_table
 from hybrid_pipeline.latents import check_level, level_lengths
 from hybrid_pipeline.speaker import Said, Speaker
-from hybrid_pipeline.telling import Teller
+from hybrid_pipeline.teller import Teller
 from training.checkpoint import Checkpoint
 from training.distributed import FlatGradients
 from training.ema import EMA, warmed_up_rate

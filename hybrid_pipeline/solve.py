@@ -91,15 +91,16 @@ def main(argv: list[str]) -> None:
     questions = _questions(options, config)
     if options.writer is not None:
         encoder = open_encoder(asked_of(config))
-        answerer, identity = HybridAnswerer(model, encoder), encoder.identity
+        check_heard(manifest, encoder.identity, options.checkpoint)
+        answerer = HybridAnswerer(model, encoder)
         writer = WritingProposer(*open_writer(LanguageModel(options.writer, max_tokens=4096, key="--writer")))
         curves = {options.writer: by_attempts(questions, answerer, lambda _: writer, options.attempts)}
     else:
         sentences = [found.sentences(held_out=True)[0] for found in INSTANCES]
         states, identity = read_texts(asked_of(config), ["", *sentences], cache_of(config))
+        check_heard(manifest, identity, options.checkpoint)
         book = SentenceBook(model, sentences, states)
         curves = compare_orders(questions, book, options.attempts, options.steps == 2, options.orders, config.seed)
-    check_heard(manifest, identity, options.checkpoint)
     record: dict[str, Any] = {
         "checkpoint": options.checkpoint,
         "step": manifest.step,

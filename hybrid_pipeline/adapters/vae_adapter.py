@@ -36,7 +36,11 @@ def with_free_bits(kl: Tensor, free_bits: float) -> Tensor:
 
 
 def beta_at(step: int, beta: float, warmup_steps: int) -> float:
-    """β rises linearly over the first steps (Bowman et al. 2016), so that the text is learnt before it is priced."""
+    """β rises linearly from 0 over the first `warmup_steps` steps (Bowman et al. 2016).
+
+    ``hybrid_describe.py`` counts all steps of a run: where those for words are as many, the language model's steps have
+    the whole price from their first on, and only the words are learnt before they are priced.
+    """
     return beta if step >= warmup_steps else beta * step / warmup_steps
 
 

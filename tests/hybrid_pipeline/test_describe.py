@@ -13,7 +13,6 @@ import torch
 import hybrid_describe
 import hybrid_train
 from hybrid_pipeline.adapters.latent_to_text import LatentToTextAdapter
-from hybrid_pipeline.describe_schema import CONFIG, DescribeConfig
 from hybrid_pipeline.describing import GROUPS, Trainer, Words, build_teller
 from hybrid_pipeline.descriptions import (
     RULE_OF_INSTANCE,
@@ -24,52 +23,18 @@ from hybrid_pipeline.descriptions import (
     rows_to_train,
     sentence_table,
 )
+from hybrid_pipeline.identifying import _of_rules, log_likelihoods, meaning, some_wordings
 from hybrid_pipeline.instructed import SEEN, UNSEEN, instance_odds
 from hybrid_pipeline.rules import INSTANCES, RULES
 from hybrid_pipeline.speaker import Said, StubSpeaker, open_speaker
-from hybrid_pipeline.telling import _of_rules, evaluate, log_likelihoods, meaning, some_wordings
+from hybrid_pipeline.teller import Teller
+from hybrid_pipeline.telling import evaluate
+from tests.hybrid_pipeline.describe_runs import make, run
 from tests.hybrid_pipeline.test_hybrid_train import INSTRUCTED, TINY
 from tests.training.runs import records
 from training.checkpoint import load_checkpoint
 from training.cli import run_cli
-from training.config import load_config
-
-SMALL = [
-    "speaker.model=stub",
-    "adapter.bottleneck=16",
-    "adapter.vae_size=4",
-    "latent_rows=32",
-    "word_steps=2",
-    "word_batch_size=8",
-    "global_batch_size=4",
-    "identify_rows=3",
-    "eval_batch_size=4",
-    "lr_warmup_steps=1",
-    "log_interval=1",
-    "device=cpu",
-    "logger.plots=false",
-    "logger.progress_bar=false",
-]
-
-
-@pytest.fixture(scope="module")
-def teller(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("teller")
-    assert run_cli(hybrid_train.main, [*TINY, *INSTRUCTED, f"checkpoint_path={folder}", "max_steps=1"]) == 0
-    return folder
-
-
-@pytest.fixture(scope="module")
-def listener(teller: Path) -> Listener:
-    return open_listener(str(teller), torch.device("cpu"))
-
-
-def run(teller: Path, folder: Path, *more: str) -> int:
-    return run_cli(hybrid_describe.main, [*SMALL, f"checkpoint={teller}", f"checkpoint_path={folder}", *more])
-
-
-def make(teller: Path, *more: str) -> DescribeConfig:
-    return load_config(CONFIG, [*SMALL, f"checkpoint={teller}", "max_steps=4", *more], DescribeConfig)
+from training.plots import CURVES_NAME
 
 
 @pytest.mark.parametrize("more", [[], ["adapter.use_vae_adapter=true"], ["adapter.use_attention_pooling=false"]])
@@ -82,7 +47,11 @@ def test_a_run_trains_and_evaluates_with_its_controls(teller: Path, more: list[s
         assert all(0 < loss < 20 for loss in losses) and len(set(losses)) == 4
         assert figures[f"{name}/loss_none_above"] == pytest.approx(losses[3] - losses[0], abs=1e-4)
         assert records(tmp_path, f"eval/{name}/loss") == {4: figures[f"{name}/loss"]}
-    assert figures["unseen/identified_rows"] == 3 and len(report["answer"]) == 3
+        own = report["losses"][name]
+        assert len(own["loss"]) == figures[f"{name}/rows"] == 10
+        for key in ("loss", "loss_shuffled", "loss_untold", "loss_none"):
+            assert sum(own[key]) / sum(own["tokens"]) == pytest.approx(figures[f"{name}/{key}"], abs=1e-4)
+    assert figures["unseen/identified_rows"] == len(report["said"]) == 3 and len(report["answers"]["rule"]) == 3
     assert ("unseen/used_dimensions" in figures) == bool(report["kl"]) == ("use_vae_adapter=true" in str(more))
     assert list(records(tmp_path, "train/loss")) == [1, 2, 3, 4]
 
@@ -227,7 +196,10 @@ def test_rules_are_told_by_what_costs_least(teller: Path, listener: Listener, mo
 
     monkeypatch.setattr(told.speaker, "candidate_losses", knowing)
     figures, details = evaluate(told, listener, config)
-    assert figures["unseen/rule"] == figures["unseen/instance"] == 1 and details["answer"] == rows.instance.tolist()
+    assert (
+        figures["unseen/rule"] == figures["unseen/instance"] == 1
+        and details["answers"]["instance"] == rows.instance.tolist()
+    )
     assert figures["unseen/rule_shuffled"] < 0.6
     for name in ("trained", "held_out"):
         likely = np.array(details[f"log_likelihood_{name}"])
@@ -250,7 +222,7 @@ def test_a_rule_is_as_likely_as_its_instances_together(
         assert np.array_equal(asked, numbers.reshape(-1))
         return np.select([rules == many, rules == alone], [2.5, 2.0], 50.0)
 
-    monkeypatch.setattr("hybrid_pipeline.telling._scores", scores)
+    monkeypatch.setattr("hybrid_pipeline.identifying._scores", scores)
     rows, _ = rows_to_test(listener.data, UNSEEN, 2)
     prefix, _ = told.prefix(*listener.latents(rows))
     likely = log_likelihoods(told, prefix, some_wordings(False, 14), 8)
@@ -286,6 +258,7 @@ def test_a_said_text_is_known_by_its_sentence() -> None:
         ("adapter.pooling_heads=3", "pooling_heads=3"),
         ("adapter.vae_betta=1", "adapter.vae_beta"),
         ("speaker.model=tests", "tests"),
+        ("compile=true", "compile=true"),
     ],
 )
 def test_mistakes_are_told_in_one_line(
@@ -312,6 +285,75 @@ def test_another_setting_or_model_is_another_run(
     assert run_cli(hybrid_train.main, [*TINY, *INSTRUCTED, f"checkpoint_path={other}", "max_steps=2"]) == 0
     assert run(other, tmp_path / "run", "max_steps=4") == 2
     assert "give the same model" in capsys.readouterr().err
+
+
+def test_a_run_goes_on_before_the_same_language_model_alone(
+    teller: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert run(teller, tmp_path, "max_steps=3") == 0
+    other = StubSpeaker()
+    other.identity = "another"
+    monkeypatch.setattr(hybrid_describe, "open_speaker", lambda *asked: other)
+    assert run(teller, tmp_path, "max_steps=4") == 2
+    error = capsys.readouterr().err
+    assert "before stub" in error and "install the same model" in error
+
+
+def test_the_averaged_weights_are_evaluated(teller: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found: list[dict[str, torch.Tensor]] = []
+
+    def seen(told: Teller, *rest: Any) -> tuple[dict[str, float], dict[str, Any]]:
+        found.append({name: p.detach().clone() for name, p in told.adapter.named_parameters()})
+        return {"rows": 1.0}, {}
+
+    monkeypatch.setattr(hybrid_describe, "evaluate", seen)
+    assert run(teller, tmp_path, "max_steps=4", "lr=0.1") == 0
+    saved = load_checkpoint(tmp_path / "checkpoints/step_4", groups=GROUPS).groups
+    (evaluated,) = found
+    assert evaluated.keys() == saved["ema"].keys()
+    assert all(torch.equal(tensor, saved["ema"][name]) for name, tensor in evaluated.items())
+    assert not any(torch.equal(tensor, saved["model"][name]) for name, tensor in evaluated.items())
+
+
+def test_other_evaluation_settings_evaluate_again(
+    teller: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def report() -> dict[str, Any]:
+        return json.loads(path.read_text())
+
+    path = tmp_path / "eval/step_3/descriptions.json"
+    assert run(teller, tmp_path, "max_steps=3", "identify_rows=0") == 0
+    assert report()["settings"] == {"eval_rows": None, "identify_rows": 0, "identify_wordings": 1}
+    trained = (tmp_path / "checkpoints/step_3/manifest.json").stat().st_mtime_ns
+    capsys.readouterr()
+    for asked, again in (
+        ("identify_rows=2", "identify_rows=2 (was 0)"),
+        ("eval_batch_size=3", ""),
+        ("eval_rows=5", ""),
+    ):
+        before = path.stat().st_mtime_ns
+        # The second differs in nothing that a figure depends on.
+        more = ["identify_rows=2"] if asked != "identify_rows=2" else []
+        assert run(teller, tmp_path, "max_steps=3", asked, *more) == 0
+        said, evaluated = capsys.readouterr().err, path.stat().st_mtime_ns != before
+        assert evaluated == ("is evaluated again" in said) == (asked != "eval_batch_size=3"), asked
+        assert again in said
+    assert report()["settings"] == {"eval_rows": 5, "identify_rows": 2, "identify_wordings": 1}
+    assert report()["figures"]["unseen/rows"] == 5 and len(report()["losses"]["unseen"]["loss_none"]) == 5
+    assert (tmp_path / "checkpoints/step_3/manifest.json").stat().st_mtime_ns == trained
+
+    older = report()
+    del older["settings"]
+    path.write_text(json.dumps(older))
+    assert run(teller, tmp_path, "max_steps=3", "eval_rows=5", "identify_rows=2") == 0
+    assert "eval_rows=5 (not recorded)" in capsys.readouterr().err and "settings" in report()
+
+
+def test_curves_are_drawn_at_the_end(teller: Path, tmp_path: Path) -> None:
+    for plots in ("false", "true"):
+        folder = tmp_path / plots
+        assert run(teller, folder, "max_steps=3", "identify_rows=0", "eval_rows=2", f"logger.plots={plots}") == 0
+        assert (folder / CURVES_NAME).exists() == (plots == "true")
 
 
 def test_help_names_the_keys(capsys: pytest.CaptureFixture[str]) -> None:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from hybrid_pipeline.instructed import instructed_tasks
+from hybrid_pipeline.llm import StubEncoder
 from hybrid_pipeline.planner import ORACLE, VERIFIED, SentenceProposer
 from hybrid_pipeline.rules import INSTANCES
 from hybrid_pipeline.solve import RANDOM, RANKED, RULES_FIT, TWO_STEPS, Question, _rules_fit, by_attempts, main
@@ -62,6 +63,25 @@ def test_the_command(
     record = json.loads((tmp_path / "run/attempts/attempts.json").read_text())
     assert set(record["exact_by_attempts"]) == {RANKED}
     assert run_cli(main, [str(tmp_path / "nowhere")]) == 2
+
+
+@pytest.mark.parametrize("more", [[], ["--writer", "stub"]])
+def test_another_language_model_is_refused_before_any_work(
+    more: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert run(tmp_path / "run", "max_steps=1") == 0
+
+    class Another(StubEncoder):
+        def __init__(self, max_tokens: int = 64):
+            super().__init__(max_tokens)
+            self.identity = "another"
+
+    monkeypatch.setattr("hybrid_pipeline.llm.StubEncoder", Another)
+    for work in ("SentenceBook", "open_writer", "by_attempts"):
+        monkeypatch.setattr(f"hybrid_pipeline.solve.{work}", None)
+    assert run_cli(main, [str(tmp_path / "run"), "--tasks", "1", *more]) == 2
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error")]
+    assert "here is another" in line
 
 
 def test_what_rules_could_reach() -> None:

@@ -9,6 +9,8 @@ The same command again continues the run from its newest checkpoint, on the same
 
 from __future__ import annotations
 
+import training.waiting  # noqa: F401
+
 import math
 import sys
 from dataclasses import dataclass

@@ -8,6 +8,8 @@ python evaluate.py checkpoint=runs/diffusion_916-layer-sudoku-1a2b3c diffusion.p
 
 from __future__ import annotations
 
+import training.waiting  # noqa: F401
+
 import json
 import sys
 from pathlib import Path

@@ -11,6 +11,8 @@ The same command again continues the run from its newest checkpoint.
 
 from __future__ import annotations
 
+import training.waiting  # noqa: F401
+
 import json
 import sys
 from dataclasses import dataclass

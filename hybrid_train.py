@@ -10,6 +10,8 @@ The same command again continues the run from its newest checkpoint.
 
 from __future__ import annotations
 
+import training.waiting  # noqa: F401
+
 import contextlib
 import sys
 from dataclasses import dataclass

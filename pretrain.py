@@ -9,6 +9,8 @@ The same command again continues the run from its newest checkpoint.
 
 from __future__ import annotations
 
+import training.waiting  # noqa: F401
+
 import contextlib
 import sys
 from collections.abc import Iterator

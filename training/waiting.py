@@ -1,9 +1,9 @@
 """How PyTorch's threads wait for each other on a CPU. It has to be said before PyTorch is imported.
 
 A thread that has done its part of an operation turns in circles until the others have done theirs, by default for
-milliseconds. Where anything else wants the cores, those are what the others are waiting for: on two cores of a shared
-machine a step of the quickstart took three times as long (docs/performance.md). A thousand turns are microseconds.
-What a user has set stays.
+milliseconds. Where something else wants the cores, those are what the others are waiting for: on two cores beside one
+busy process a step of the quickstart took nearly twice as long (docs/performance.md). A thousand turns are
+microseconds. What a user has set stays.
 
     import training.waiting  # noqa: F401
 """

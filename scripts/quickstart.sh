@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # From a fresh clone to trained models: sets up .venv, builds two small data sets, trains a Tiny Recursive Model on each
-# and a diffusion head on one of those, evaluates and draws what happened. About ten minutes on two CPU cores; run it
+# and a diffusion head on one of those, evaluates and draws what happened. 7 to 13 minutes on two CPU cores; run it
 # again to see only what is left.
 set -euo pipefail
 cd "$(dirname "$0")/.."

@@ -77,7 +77,7 @@ class DescribeConfig(RunConfig):
     identify_rows: int = Field(ge=0)
     """rows of the unseen set whose rule is asked for, every instance's description being scored"""
     identify_wordings: int = Field(ge=1)
-    """sentences of every instance whose likelihoods are added up for what would be said; those there are at most"""
+    """sentences of every instance that are chosen among, their likelihoods added up; those there are at most"""
 
     @model_validator(mode="after")
     def _combinations(self) -> DescribeConfig:

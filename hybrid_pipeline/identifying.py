@@ -6,10 +6,10 @@ must be right as well or at least not decide; chance is 1/15 for a rule and 1/12
 likely. ``shuffled`` asks another row's prefix. ``gain`` chooses by how much the row's prefix lowers the loss of the
 whole sentence below that under the mean prefix of training rows, which takes away that some sentences are likelier than
 others to begin with (pointwise mutual information, Holtzman et al. 2021). ``typical`` asks that mean prefix alone.
-``trained`` asks what would be said: an instance is as likely as its training sentences are on average under the row's
+``trained`` chooses among all training sentences: an instance is as likely as its own are on average under the row's
 prefix, a rule as its instances together, and the likeliest is the answer. None of those is the one that the row was
-told; ``trained_untold`` asks it of the prefix of the same grid whose model was told nothing, and ``held_out`` of the
-sentences that were never trained on, the told one among them. Choosing among sentences is a forced choice:
+told; ``trained_untold`` does so by the prefix of the same grid whose model was told nothing, and ``held_out`` among
+the sentences that were never trained on, the told one included. Choosing among sentences is a forced choice:
 ``mass_trained`` and ``mass_held_out`` say how probable all sentences that were scored are together, a mean over rows.
 With fewer `identify_wordings` than there are, it is the mass of those alone. ``grids`` needs no latents: it is what
 input and right answer say to one who knows the rules.
